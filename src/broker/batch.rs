@@ -1,0 +1,171 @@
+//! One socket read's worth of publishes and settlements, applied queue by queue.
+//!
+//! Owns the staging of messages and the grouping by queue, so that each queue touched is locked
+//! once. It must not know of channels, exchanges or errors: what is staged has been routed and
+//! checked.
+//!
+//! A staged message is a set of ranges in the read buffer wherever possible; it is copied at most
+//! once, into the queue's segment or the consumer's outbox. Everything staged is committed before
+//! the read buffer is used again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use super::QueueCell;
+use super::drive::Drive;
+use super::queue_cell::Settlement;
+use crate::queue::{Body, Content, Slot};
+use crate::routing::QueueId;
+
+/// Above this many queues in a batch, a map finds a queue's part faster than a walk.
+const WALK_MAX: usize = 8;
+
+/// A range of the read buffer. Reads are far smaller than 4 GiB.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    pub(crate) fn new(start: usize, len: usize) -> Self {
+        Self { start: start as u32, end: (start + len) as u32 }
+    }
+
+    pub(crate) fn range(self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// A message that outlives the read it came with.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnedMessage {
+    pub(crate) address: Vec<u8>,
+    pub(crate) header: Vec<u8>,
+    pub(crate) body: Bytes,
+}
+
+impl OwnedMessage {
+    pub(crate) fn content(&self) -> Content<'_> {
+        let body = if self.body.len() >= crate::queue::SHARED_BODY_MIN {
+            Body::Shared(&self.body)
+        } else {
+            Body::Inline(&self.body)
+        };
+        Content { address: &self.address, header: &self.header, body }
+    }
+}
+
+/// A message that is ready to be enqueued.
+#[derive(Debug)]
+pub(crate) enum Staged {
+    /// Whole in the read buffer.
+    InBuffer { address: Span, header: Span, body: Span },
+    /// Collected over several reads, rewritten, or with a large body.
+    Owned(Box<OwnedMessage>),
+}
+
+impl Staged {
+    pub(crate) fn content<'a>(&'a self, buffer: &'a [u8]) -> Content<'a> {
+        match self {
+            Self::InBuffer { address, header, body } => Content {
+                address: &buffer[address.range()],
+                header: &buffer[header.range()],
+                body: Body::Inline(&buffer[body.range()]),
+            },
+            Self::Owned(message) => message.content(),
+        }
+    }
+}
+
+/// What a batch does to one queue.
+#[derive(Debug)]
+struct Part {
+    cell: Arc<QueueCell>,
+    settled: Vec<(Slot, Settlement)>,
+    published: Vec<u32>,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Batch {
+    messages: Vec<Staged>,
+    parts: Vec<Part>,
+    /// Emptied vectors of earlier parts.
+    spare: Vec<(Vec<(Slot, Settlement)>, Vec<u32>)>,
+    part_of: FxHashMap<QueueId, u32>,
+    /// The part that was looked up last.
+    last: usize,
+}
+
+impl Batch {
+    /// Whether nothing is staged.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.messages.is_empty() && self.parts.is_empty()
+    }
+
+    /// Stages a message; the result names it to [`Batch::enqueue`].
+    pub(crate) fn stage(&mut self, message: Staged) -> u32 {
+        self.messages.push(message);
+        self.messages.len() as u32 - 1
+    }
+
+    /// Sends a staged message to a queue.
+    pub(crate) fn enqueue(&mut self, cell: &Arc<QueueCell>, token: u32) {
+        let part = self.part(cell);
+        self.parts[part].published.push(token);
+    }
+
+    /// Settles a delivery of a queue.
+    pub(crate) fn settle(&mut self, cell: &Arc<QueueCell>, slot: Slot, settlement: Settlement) {
+        let part = self.part(cell);
+        self.parts[part].settled.push((slot, settlement));
+    }
+
+    /// Applies everything. `buffer` is what the staged spans refer to. The tokens of publishes
+    /// that some queue refused are added to `rejected`, in no order.
+    pub(crate) fn commit(&mut self, buffer: &[u8], drive: &mut Drive, rejected: &mut Vec<u32>) {
+        let messages = &self.messages;
+        let content = |token: u32| messages[token as usize].content(buffer);
+        for part in self.parts.drain(..) {
+            let Part { cell, mut settled, mut published } = part;
+            cell.commit(&settled, &published, content, drive);
+            rejected.append(&mut drive.effects.rejected);
+            settled.clear();
+            published.clear();
+            self.spare.push((settled, published));
+        }
+        self.messages.clear();
+        self.part_of.clear();
+        self.last = 0;
+    }
+
+    /// The index of the queue's part.
+    fn part(&mut self, cell: &Arc<QueueCell>) -> usize {
+        let id = cell.id();
+        if self.parts.get(self.last).is_some_and(|part| part.cell.id() == id) {
+            return self.last;
+        }
+        let known = if self.parts.len() <= WALK_MAX {
+            self.parts.iter().position(|part| part.cell.id() == id)
+        } else {
+            self.part_of.get(&id).map(|index| *index as usize)
+        };
+        self.last = known.unwrap_or_else(|| {
+            let (settled, published) = self.spare.pop().unwrap_or_default();
+            self.parts.push(Part { cell: cell.clone(), settled, published });
+            let index = self.parts.len() - 1;
+            if self.parts.len() == WALK_MAX + 1 {
+                let all = self.parts.iter().enumerate();
+                self.part_of.extend(all.map(|(i, part)| (part.cell.id(), i as u32)));
+            } else if self.parts.len() > WALK_MAX {
+                self.part_of.insert(id, index as u32);
+            }
+            index
+        });
+        self.last
+    }
+}

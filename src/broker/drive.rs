@@ -1,0 +1,43 @@
+//! The scratch memory of one drive of queues.
+//!
+//! Owns the reusable vectors that a worker thread needs while it changes queues, and what it still
+//! has to do when no lock is held any more: wake writers. One exists for each worker thread, so
+//! that idle connections hold none and nothing is allocated in the steady state.
+
+use std::sync::Arc;
+use std::task::Waker;
+
+use super::QueueCell;
+use crate::queue::{Effects, Queue};
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub struct Drive {
+    pub(crate) effects: Effects,
+    /// Indices into the deliveries of [`Effects`], sorted by the connection they go to.
+    pub(crate) buckets: Vec<Vec<u32>>,
+    /// Writers and paced readers to wake when no lock is held.
+    pub(crate) wakes: Vec<Waker>,
+    /// Deleted queues, to be freed when no lock is held.
+    pub(crate) deleted: Vec<Queue>,
+    /// A queue whose consumers the current publisher outruns.
+    pub(crate) outrun: Option<Arc<QueueCell>>,
+}
+
+impl Drive {
+    /// Where to put those who are to be woken.
+    pub fn wakes(&mut self) -> &mut Vec<Waker> {
+        &mut self.wakes
+    }
+
+    /// Wakes whom the drive has work for, and frees what was deleted. Called when no lock is held.
+    pub fn wake_all(&mut self) {
+        self.deleted.clear();
+        self.wakes.drain(..).for_each(Waker::wake);
+    }
+
+    /// The queue that the publisher should wait for, if any (see [`QueueCell::poll_caught_up`]).
+    pub fn take_outrun(&mut self) -> Option<Arc<QueueCell>> {
+        self.outrun.take()
+    }
+}

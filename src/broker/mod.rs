@@ -1,0 +1,95 @@
+//! The shared state of the broker: vhosts, queues, the connections' outboxes, limits.
+//!
+//! Owns everything that more than one connection can see, and all the locks around it. It is
+//! synchronous and knows neither sockets nor frames' order on a connection.
+//!
+//! Locks, in the order in which they may be taken: a vhost's topology, one queue
+//! ([`QueueCell`]), one outbox ([`Outbox`]). A map's shard is never held together with one of
+//! these. Nothing is ever awaited under a lock.
+
+mod auth;
+mod batch;
+mod drive;
+mod memory;
+mod outbox;
+mod pacing;
+mod prefetch;
+mod queue_cell;
+mod token;
+mod vhost;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+
+use crate::config::Config;
+
+pub(crate) use auth::check_login;
+pub use batch::Batch;
+pub(crate) use batch::{OwnedMessage, Span, Staged};
+pub use drive::Drive;
+pub use memory::Memory;
+pub(crate) use memory::{CountedBody, Reservation};
+pub use outbox::{ConnectionId, Outbox, Outgoing, REPLIES_MAX_BYTES};
+pub(crate) use outbox::{Subscriber, Unsettled};
+pub(crate) use prefetch::ChannelPrefetch;
+pub use queue_cell::QueueCell;
+pub(crate) use queue_cell::{Declaration, DeleteIf, Refusal, Settlement};
+pub(crate) use token::name as unguessable_name;
+pub use vhost::Vhost;
+
+/// The vhost that exists from the first start, as in RabbitMQ.
+pub const DEFAULT_VHOST: &str = "/";
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Broker {
+    config: Arc<Config>,
+    memory: Arc<Memory>,
+    vhosts: DashMap<Box<str>, Arc<Vhost>>,
+    next_connection: AtomicU64,
+    connections: AtomicUsize,
+}
+
+impl Broker {
+    /// A broker with the default vhost and nothing else. `memory_limit_bytes` is where publishers
+    /// are blocked.
+    pub fn new(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
+        let memory = Arc::new(Memory::new(memory_limit_bytes));
+        let vhosts = DashMap::new();
+        let default = Arc::new(Vhost::new(DEFAULT_VHOST, memory.clone()));
+        vhosts.insert(DEFAULT_VHOST.into(), default);
+        let next_connection = AtomicU64::new(1);
+        Self { config, memory, vhosts, next_connection, connections: AtomicUsize::new(0) }
+    }
+
+    /// The configuration that the broker was started with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The memory gauge and its alarm.
+    pub fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
+    pub(crate) fn vhost(&self, name: &str) -> Option<Arc<Vhost>> {
+        self.vhosts.get(name).map(|vhost| vhost.clone())
+    }
+
+    /// Counts a connection that has logged in; `false` when there are too many.
+    pub(crate) fn admit_connection(&self) -> bool {
+        let max = self.config.limits.connection_max;
+        let next = |count: usize| (count < max).then_some(count + 1);
+        self.connections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
+
+    pub(crate) fn release_connection(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn next_connection_id(&self) -> ConnectionId {
+        ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,264 @@
+//! A vhost: the exchanges, queues and bindings that share a name space.
+//!
+//! Owns the topology lock and the way from a queue's name to its cell. Declarations change the
+//! topology under the lock; a publisher reads it only when its connection's route cache misses.
+//! The texts of refusals are RabbitMQ's. It must not know channels or frames.
+//!
+//! Lock order: the topology, then a queue.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use dashmap::DashMap;
+use parking_lot::RwLock;
+
+use super::drive::Drive;
+use super::memory::Memory;
+use super::outbox::ConnectionId;
+use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
+use super::token;
+use crate::codec::method::FieldTable;
+use crate::error::{AmqpError, ReplyCode};
+use crate::queue::{check_arguments, check_equivalence};
+use crate::routing::{Destination, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology};
+
+/// Names that only the broker gives out begin with this.
+const RESERVED: &str = "amq.";
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Vhost {
+    name: Box<str>,
+    topology: RwLock<Topology>,
+    /// Rises with each change of the topology; cached routes are good for one generation.
+    generation: AtomicU64,
+    queues: DashMap<QueueId, Arc<QueueCell>>,
+    next_queue: AtomicU64,
+    memory: Arc<Memory>,
+}
+
+/// Who asks: an exclusive queue serves its own connection only.
+pub(crate) type Asker = ConnectionId;
+
+impl Vhost {
+    pub(crate) fn new(name: &str, memory: Arc<Memory>) -> Self {
+        Self {
+            name: name.into(),
+            topology: RwLock::new(Topology::new(name)),
+            generation: AtomicU64::new(1),
+            queues: DashMap::new(),
+            next_queue: AtomicU64::new(1),
+            memory,
+        }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// See [`Vhost::route`]: what is known of routes holds while this does not change.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// How RabbitMQ prints a queue in its reply texts.
+    pub(crate) fn describe_queue(&self, name: &str) -> String {
+        format!("queue '{name}' in vhost '{}'", self.name)
+    }
+
+    /// Finds the queues for a message.
+    pub(crate) fn route(
+        &self,
+        exchange: &[u8],
+        keys: &[&[u8]],
+        headers: Option<&[u8]>,
+        routed: &mut Routed,
+    ) -> Result<Vec<Arc<QueueCell>>, AmqpError> {
+        let topology = self.topology.read();
+        topology
+            .route_keys(exchange, keys, headers, Origin::Client, routed)
+            .map_err(|error: RouteError| error.to_amqp(exchange, &self.name))?;
+        let cells = routed.queues.iter().filter_map(|id| self.queues.get(id));
+        Ok(cells.map(|cell| cell.clone()).collect())
+    }
+
+    /// The queue of this name, or RabbitMQ's 404.
+    pub(crate) fn queue(&self, name: &str) -> Result<Arc<QueueCell>, AmqpError> {
+        let id = self.topology.read().queue(name.as_bytes());
+        let cell = id.and_then(|id| self.queues.get(&id).map(|cell| cell.clone()));
+        cell.ok_or_else(|| {
+            let text = format!("no {}", self.describe_queue(name));
+            AmqpError::new(ReplyCode::NotFound, text)
+        })
+    }
+
+    /// The queue of this name for a connection that wants to use it.
+    pub(crate) fn queue_for(&self, name: &str, asker: Asker) -> Result<Arc<QueueCell>, AmqpError> {
+        let cell = self.queue(name)?;
+        self.check_owner(&cell, asker)?;
+        Ok(cell)
+    }
+
+    fn check_owner(&self, cell: &QueueCell, asker: Asker) -> Result<(), AmqpError> {
+        match cell.declaration.owner {
+            Some(owner) if owner != asker => Err(self.locked(cell.name())),
+            _ => Ok(()),
+        }
+    }
+
+    fn locked(&self, name: &str) -> AmqpError {
+        let text = format!(
+            "cannot obtain exclusive access to locked {}. It could be originally declared on \
+             another connection or the exclusive property value does not match that of the \
+             original declaration.",
+            self.describe_queue(name)
+        );
+        AmqpError::new(ReplyCode::ResourceLocked, text)
+    }
+
+    /// queue.declare, not passive. An empty name asks for a generated one.
+    pub(crate) fn declare_queue(
+        &self,
+        name: &str,
+        asker: Asker,
+        declaration: Declaration,
+    ) -> Result<Arc<QueueCell>, AmqpError> {
+        if name.is_empty() {
+            let name = token::name("amq.gen-");
+            check_arguments(&declaration.arguments, &self.describe_queue(&name))?;
+            return Ok(self.add_queue(&name, declaration).expect("a made-up name is new"));
+        }
+        if name.starts_with(RESERVED) {
+            let text = format!("queue name '{name}' contains reserved prefix 'amq.*'");
+            return Err(AmqpError::new(ReplyCode::AccessRefused, text));
+        }
+        loop {
+            if let Ok(cell) = self.queue(name) {
+                self.check_redeclare(&cell, asker, &declaration)?;
+                return Ok(cell);
+            }
+            check_arguments(&declaration.arguments, &self.describe_queue(name))?;
+            // None: another connection was faster.
+            if let Some(cell) = self.add_queue(name, declaration.clone()) {
+                return Ok(cell);
+            }
+        }
+    }
+
+    fn check_redeclare(
+        &self,
+        cell: &QueueCell,
+        asker: Asker,
+        declaration: &Declaration,
+    ) -> Result<(), AmqpError> {
+        self.check_owner(cell, asker)?;
+        let current = &cell.declaration;
+        if current.owner.is_some() != declaration.owner.is_some() {
+            return Err(self.locked(cell.name()));
+        }
+        let queue = self.describe_queue(cell.name());
+        let flags = [
+            ("durable", declaration.durable, current.durable),
+            ("auto_delete", declaration.auto_delete, current.auto_delete),
+        ];
+        for (name, received, current) in flags {
+            if received != current {
+                let text = format!(
+                    "inequivalent arg '{name}' for {queue}: \
+                     received '{received}' but current is '{current}'"
+                );
+                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+            }
+        }
+        check_equivalence(&current.arguments, &declaration.arguments, &queue)
+    }
+
+    /// Adds a queue, unless the name is taken.
+    pub(crate) fn add_queue(&self, name: &str, declaration: Declaration) -> Option<Arc<QueueCell>> {
+        let mut topology = self.topology.write();
+        if topology.queue(name.as_bytes()).is_some() {
+            return None;
+        }
+        let id = QueueId(self.next_queue.fetch_add(1, Ordering::Relaxed));
+        let cell = Arc::new(QueueCell::new(id, name, declaration, self.memory.clone()));
+        self.queues.insert(id, cell.clone());
+        topology.add_queue(name, id);
+        self.changed();
+        Some(cell)
+    }
+
+    /// Deletes a queue with its bindings; answers how many messages were ready.
+    pub(crate) fn delete_queue(
+        &self,
+        cell: &QueueCell,
+        condition: DeleteIf,
+        drive: &mut Drive,
+    ) -> Result<u32, AmqpError> {
+        let mut topology = self.topology.write();
+        let count = match cell.delete(condition, drive) {
+            Ok(count) => count,
+            Err(Kept::Gone) => return Ok(0),
+            Err(kept) => {
+                let why = if kept == Kept::InUse { "in use" } else { "not empty" };
+                let text = format!("{} {why}", self.describe_queue(cell.name()));
+                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+            }
+        };
+        topology.remove_queue(cell.id());
+        self.queues.remove(&cell.id());
+        self.changed();
+        Ok(count)
+    }
+
+    /// Runs a change of exchanges or bindings.
+    pub(crate) fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Topology) -> Result<T, AmqpError>,
+    ) -> Result<T, AmqpError> {
+        let outcome = change(&mut self.topology.write());
+        self.changed();
+        outcome
+    }
+
+    /// exchange.declare, passive.
+    pub(crate) fn check_exchange(&self, name: &str) -> Result<(), AmqpError> {
+        self.topology.read().check_exchange(name).map(|_| ())
+    }
+
+    /// exchange.declare. A redeclare that changes nothing keeps cached routes.
+    pub(crate) fn declare_exchange(&self, name: &str, spec: ExchangeSpec) -> Result<(), AmqpError> {
+        if self.topology.write().declare_exchange(name, spec)? {
+            self.changed();
+        }
+        Ok(())
+    }
+
+    /// queue.bind and queue.unbind: the queue has to be there and open to the asker.
+    pub(crate) fn check_bind_queue(
+        &self,
+        source: &str,
+        queue: &str,
+        asker: Asker,
+    ) -> Result<(), AmqpError> {
+        // With both missing RabbitMQ names the exchange.
+        if !source.is_empty() {
+            self.check_exchange(source)?;
+        }
+        self.queue_for(queue, asker).map(|_| ())
+    }
+
+    /// Whether there is such a binding.
+    pub(crate) fn is_bound(
+        &self,
+        source: &str,
+        destination: Destination<'_>,
+        key: &[u8],
+        arguments: &FieldTable,
+    ) -> bool {
+        self.topology.read().is_bound(source, destination, key, arguments)
+    }
+
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}

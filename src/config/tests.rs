@@ -1,0 +1,177 @@
+//! Tests of the configuration: defaults, each setting's range, and the text of errors.
+
+use super::*;
+
+#[track_caller]
+fn check_refused(text: &str, parts: &[&str]) {
+    let error = Config::parse(text).expect_err(text).to_string();
+    for part in parts {
+        assert!(error.contains(part), "{text}\n  {part:?} is not in: {error}");
+    }
+}
+
+#[test]
+fn nothing_set_means_the_defaults() {
+    assert_eq!(Config::parse("").expect("empty"), Config::default());
+    let sections = "[listeners]\n[limits]\n[auth]\n[log]\n";
+    assert_eq!(Config::parse(sections).expect("sections"), Config::default());
+}
+
+#[test]
+fn the_documented_file_states_the_defaults() {
+    let text = include_str!("../../config/leveret.toml");
+    assert_eq!(Config::parse(text).expect("config/leveret.toml"), Config::default());
+
+    // Every setting is in the file: each key of the tables above stands there at a line's start.
+    let keys = [
+        "data_dir",
+        "amqp",
+        "frame_max",
+        "channel_max",
+        "connection_max",
+        "heartbeat_s",
+        "handshake_timeout_ms",
+        "max_message_size_bytes",
+        "memory_high_watermark",
+        "consumers_per_channel_max",
+        "default_user",
+        "default_password",
+        "loopback_users",
+        "filter",
+    ];
+    for key in keys {
+        let line = format!("{key} = ");
+        assert!(text.lines().any(|l| l.starts_with(&line)), "{key} is not documented");
+    }
+    assert!(text.contains("# memory_high_watermark_bytes = "), "the alternative is shown too");
+}
+
+#[test]
+fn settings_are_taken() {
+    let config = Config::parse(
+        r#"
+        data_dir = "/var/lib/leveret"
+        [listeners]
+        amqp = ["127.0.0.1:0", "[::1]:5673"]
+        [limits]
+        frame_max = 4096
+        channel_max = 65535
+        connection_max = 1
+        heartbeat_s = 0
+        handshake_timeout_ms = 100
+        max_message_size_bytes = "512MiB"
+        memory_high_watermark_bytes = "1GB"
+        consumers_per_channel_max = 7
+        [auth]
+        default_user = "admin"
+        default_password = "s3cret"
+        loopback_users = []
+        [log]
+        filter = "warn,leveret::net=debug"
+        "#,
+    )
+    .expect("valid");
+    assert_eq!(config.data_dir, Path::new("/var/lib/leveret"));
+    assert_eq!(config.listeners.amqp.len(), 2);
+    assert_eq!(config.listeners.amqp[1].port(), 5673);
+    let limits = Limits {
+        frame_max: 4096,
+        channel_max: 65535,
+        connection_max: 1,
+        heartbeat_s: 0,
+        handshake_timeout_ms: 100,
+        max_message_size_bytes: 512 << 20,
+        memory_high_watermark: MemoryWatermark::Bytes(1_000_000_000),
+        consumers_per_channel_max: 7,
+    };
+    assert_eq!(config.limits, limits);
+    assert_eq!(config.auth.default_user, "admin");
+    assert!(config.auth.loopback_users.is_empty());
+    assert_eq!(config.log.filter, "warn,leveret::net=debug");
+}
+
+#[test]
+fn fractions_may_be_numbers_or_text() {
+    for text in ["0.5", "\"0.5\"", "5e-1"] {
+        let config = Config::parse(&format!("limits.memory_high_watermark = {text}"));
+        let watermark = config.expect(text).limits.memory_high_watermark;
+        assert_eq!(watermark, MemoryWatermark::Fraction(0.5), "{text}");
+    }
+    assert!(Config::parse("limits.memory_high_watermark = 1").is_ok());
+}
+
+#[test]
+fn errors_name_the_key_the_value_and_what_is_allowed() {
+    check_refused(
+        "limits.frame_max = 4095",
+        &["limits.frame_max = 4095", "a whole number from 4096 to 1048576"],
+    );
+    check_refused("limits.frame_max = \"big\"", &["limits.frame_max = \"big\"", "whole number"]);
+    check_refused("limits.channel_max = 0", &["limits.channel_max = 0", "from 1 to 65535"]);
+    check_refused("limits.channel_max = 65536", &["limits.channel_max = 65536"]);
+    check_refused("limits.connection_max = 0", &["limits.connection_max = 0", "from 1 to"]);
+    check_refused("limits.heartbeat_s = -1", &["limits.heartbeat_s = -1", "from 0 to 65535"]);
+    check_refused("limits.handshake_timeout_ms = 99", &["from 100 to 600000"]);
+    check_refused(
+        "limits.max_message_size_bytes = \"513MiB\"",
+        &["limits.max_message_size_bytes = \"513MiB\"", "536870912 bytes", "\"64MiB\""],
+    );
+    check_refused("limits.max_message_size_bytes = 0", &["from 1 to"]);
+    check_refused("limits.memory_high_watermark = 1.01", &["= 1.01", "above 0 and at most 1"]);
+    check_refused("limits.memory_high_watermark = 0.0", &["above 0"]);
+    check_refused("limits.memory_high_watermark = nan", &["above 0"]);
+    check_refused("limits.memory_high_watermark_bytes = 5", &["_bytes = 5", "from 1048576 to"]);
+    check_refused("limits.consumers_per_channel_max = 4294967296", &["from 0 to 4294967295"]);
+    check_refused("listeners.amqp = []", &["listeners.amqp = []", "127.0.0.1:5672"]);
+    check_refused("listeners.amqp = [\"5672\"]", &["listeners.amqp = [\"5672\"]"]);
+    check_refused("listeners.amqp = \"127.0.0.1:5672\"", &["a list of"]);
+    check_refused("auth.default_user = \"\"", &["auth.default_user = \"\"", "1 to 255 bytes"]);
+    check_refused("auth.loopback_users = [5]", &["auth.loopback_users = [5]"]);
+    check_refused("log.filter = \"leveret=loud\"", &["log.filter = \"leveret=loud\"", "debug"]);
+    check_refused("data_dir = \"\"", &["data_dir = \"\"", "a directory"]);
+}
+
+#[test]
+fn the_two_watermarks_exclude_each_other() {
+    check_refused(
+        "limits.memory_high_watermark = 0.4\nlimits.memory_high_watermark_bytes = 5000000",
+        &["limits.memory_high_watermark and limits.memory_high_watermark_bytes are both set"],
+    );
+}
+
+#[test]
+fn unknown_names_and_bad_toml_name_the_line() {
+    check_refused("[limits]\nframe_maxx = 1", &["line 2", "frame_maxx", "frame_max"]);
+    check_refused("[limit]\n", &["limit", "limits"]);
+    check_refused("[limits]\nframe_max = ", &["line 2"]);
+    check_refused("limits = 5", &["line 1"]);
+}
+
+#[test]
+fn passwords_are_not_shown() {
+    check_refused("auth.default_password = \"\"", &["auth.default_password = \"(hidden)\""]);
+    let error = Config::parse("auth.default_password = 1234").expect_err("a number").to_string();
+    assert!(!error.contains("1234"), "{error}");
+    let config = Config::parse("auth.default_password = \"s3cret\"").expect("valid");
+    assert!(!format!("{config:?}").contains("s3cret"));
+}
+
+#[test]
+fn only_a_well_known_password_from_anywhere_is_open_to_all() {
+    assert!(!Config::default().auth.is_open_to_all());
+    let open = Config::parse("auth.loopback_users = []").expect("valid");
+    assert!(open.auth.is_open_to_all());
+    let own = Config::parse("auth.loopback_users = []\nauth.default_password = \"x\"");
+    assert!(!own.expect("valid").auth.is_open_to_all());
+}
+
+#[test]
+fn errors_of_a_file_name_it() {
+    let missing = Config::load(Path::new("no/such/leveret.toml")).expect_err("missing");
+    assert!(missing.to_string().contains("no/such/leveret.toml"), "{missing}");
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let path = dir.path().join("bad.toml");
+    std::fs::write(&path, "limits.frame_max = 1").expect("written");
+    let error = Config::load(&path).expect_err("too small").to_string();
+    assert!(error.contains("bad.toml: limits.frame_max = 1: must be"), "{error}");
+}

@@ -1,0 +1,315 @@
+//! One AMQP connection, without IO: bytes in, replies to its outbox.
+//!
+//! Owns the protocol's state for one client: handshake, channels, content being received, and the
+//! order in which things happen. It must not know sockets, tasks or clocks: `net` feeds it what was
+//! read and does what [`Progress`] says.
+//!
+//! The unit of work is one read. Publishes and settlements are staged while the read buffer is
+//! parsed and applied together at its end, or before any other method, so that what a client sees
+//! is the same as if each were applied at once.
+
+mod channel;
+mod closing;
+mod consume;
+mod content;
+mod dispatch;
+mod handshake;
+mod liveness;
+mod publish;
+mod sasl;
+mod settle;
+mod topology;
+mod transaction;
+mod unacked;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::task::Waker;
+
+use crate::broker::{
+    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, QueueCell, REPLIES_MAX_BYTES,
+    Vhost,
+};
+use crate::clock::Millis;
+use crate::codec::frame;
+use crate::codec::method::AMQPClass;
+
+use channel::Channel;
+use handshake::Phase;
+pub use liveness::{Liveness, Verdict};
+use publish::{Refusable, Routes};
+
+/// The scratch memory of one worker thread, lent to whichever connection is being fed.
+#[derive(Debug, Default)]
+pub struct Worker {
+    /// Publishes and settlements of the current read.
+    pub batch: Batch,
+    /// See [`Drive`].
+    pub drive: Drive,
+    /// Tokens of publishes in the batch that a queue refused.
+    rejected: Vec<u32>,
+}
+
+impl Worker {
+    /// Forgets what is staged: a connection has crashed before it was applied.
+    pub fn forget_staged(&mut self) {
+        if !self.batch.is_empty() || !self.rejected.is_empty() {
+            *self = Self::default();
+        }
+    }
+}
+
+/// What a read has led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Read on.
+    Read,
+    /// The client does not read its replies: wait until its outbox is empty.
+    AwaitDrain,
+    /// The memory alarm is on and this client publishes: wait until it is cleared.
+    AwaitMemory,
+    /// The connection is over: write what is in the outbox, wait, and close the socket.
+    Close {
+        /// How long to wait, so that guessing passwords takes its time.
+        linger_ms: u64,
+    },
+}
+
+/// How far the bytes were understood, and what to do then.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// Bytes that are done with; the rest is to be fed again, with what follows it.
+    pub consumed: usize,
+    /// What to do next.
+    pub next: Next,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub struct Connection {
+    broker: Arc<Broker>,
+    outbox: Arc<Outbox>,
+    liveness: Arc<Liveness>,
+    peer: SocketAddr,
+    local: SocketAddr,
+    phase: Phase,
+    /// Whether the connection counts among those that have logged in.
+    admitted: bool,
+    frame_max: u32,
+    channel_max: u16,
+    heartbeat_s: u16,
+    user: String,
+    vhost: Option<Arc<Vhost>>,
+    /// The client understands connection.blocked.
+    knows_blocked: bool,
+    /// By channel number; the first entry is not used.
+    channels: Vec<Option<Box<Channel>>>,
+    channel_count: usize,
+    /// Queues exclusive to this connection.
+    owned: Vec<Arc<QueueCell>>,
+    routes: Routes,
+    /// Something was published in the current read.
+    published: bool,
+    /// Channels whose publishes in the current batch are to be confirmed.
+    confirming: Vec<u16>,
+    refusable: Vec<Refusable>,
+    /// Channels whose shared prefetch limit has room again.
+    reopening: Vec<u16>,
+    /// Reused for taking over deliveries.
+    noted: Vec<crate::broker::Unsettled>,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    pub fn new(broker: Arc<Broker>, peer: SocketAddr, local: SocketAddr, now: Millis) -> Self {
+        let id = broker.next_connection_id();
+        let timeout_ms = broker.config().limits.handshake_timeout_ms;
+        Self {
+            outbox: Arc::new(Outbox::new(id)),
+            liveness: Arc::new(Liveness::new(now, timeout_ms)),
+            peer,
+            local,
+            phase: Phase::ProtocolHeader,
+            admitted: false,
+            frame_max: frame::FRAME_MIN * 2,
+            channel_max: 0,
+            heartbeat_s: 0,
+            user: String::new(),
+            vhost: None,
+            knows_blocked: false,
+            channels: Vec::new(),
+            channel_count: 0,
+            owned: Vec::new(),
+            routes: Routes::default(),
+            published: false,
+            confirming: Vec::new(),
+            refusable: Vec::new(),
+            reopening: Vec::new(),
+            noted: Vec::new(),
+            broker,
+        }
+    }
+
+    /// Where the connection's output is gathered.
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// The connection's signs of life.
+    pub fn liveness(&self) -> &Arc<Liveness> {
+        &self.liveness
+    }
+
+    /// How logs name the connection: who connects to where, as RabbitMQ names connections.
+    pub fn name(&self) -> String {
+        format!("{} -> {}", self.peer, self.local)
+    }
+
+    /// The gauge whose alarm blocks publishers.
+    pub fn memory(&self) -> &Arc<Memory> {
+        self.broker.memory()
+    }
+
+    /// Whether the handshake is done and nobody has closed yet.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    fn id(&self) -> ConnectionId {
+        self.outbox.id()
+    }
+
+    fn vhost(&self) -> &Arc<Vhost> {
+        self.vhost.as_ref().expect("an open connection has a vhost")
+    }
+
+    /// Understands as much of `bytes` as is complete. Never panics on what a client sends.
+    pub fn feed(&mut self, bytes: &[u8], worker: &mut Worker) -> Progress {
+        let mut consumed = 0;
+        let mut congested = false;
+        if let Some(vhost) = &self.vhost {
+            self.routes.refresh(vhost.generation());
+        }
+        while !self.is_over() && !congested {
+            let rest = &bytes[consumed..];
+            if self.phase == Phase::ProtocolHeader {
+                let Some(used) = self.take_protocol_header(rest, worker) else { break };
+                consumed += used;
+                continue;
+            }
+            match frame::split(rest, self.frame_max) {
+                Ok(None) => break,
+                Ok(Some((frame, used))) => {
+                    // A frame begins with type (1 byte), channel (2 bytes) and size (4 bytes).
+                    let payload_at = consumed + 7;
+                    consumed += used;
+                    let replied = self.take_frame(&frame, payload_at, bytes, worker);
+                    congested = replied && self.outbox.pending_bytes() > REPLIES_MAX_BYTES;
+                }
+                Err(error) => {
+                    // What follows cannot be told apart into frames any more.
+                    consumed = bytes.len();
+                    self.commit(bytes, worker);
+                    self.fail_framing(&error, worker);
+                }
+            }
+        }
+        if self.is_over() {
+            consumed = bytes.len();
+        }
+        self.commit(bytes, worker);
+        self.keep_incoming(bytes);
+        Progress { consumed, next: self.next(congested) }
+    }
+
+    fn next(&mut self, congested: bool) -> Next {
+        let published = std::mem::take(&mut self.published);
+        if let Phase::Over { linger_ms } = self.phase {
+            return Next::Close { linger_ms };
+        }
+        if congested || self.outbox.pending_bytes() > REPLIES_MAX_BYTES {
+            return Next::AwaitDrain;
+        }
+        // A message is received to its end: what has come of it is in memory already.
+        if published && self.broker.memory().is_alarmed() && !self.is_receiving() {
+            return Next::AwaitMemory;
+        }
+        Next::Read
+    }
+
+    fn is_receiving(&self) -> bool {
+        self.channels.iter().flatten().any(|channel| channel.incoming.is_some())
+    }
+
+    /// Copies what the content being received still has in the read buffer.
+    fn keep_incoming(&mut self, bytes: &[u8]) {
+        for channel in self.channels.iter_mut().flatten() {
+            if let Some(incoming) = &mut channel.incoming {
+                incoming.keep(bytes);
+            }
+        }
+    }
+
+    /// Applies what is staged, and answers publishes in confirm mode.
+    fn commit(&mut self, bytes: &[u8], worker: &mut Worker) {
+        if !worker.batch.is_empty() {
+            worker.batch.commit(bytes, &mut worker.drive, &mut worker.rejected);
+        }
+        self.send_confirms(worker);
+        self.reopen_gates(worker);
+    }
+
+    fn send(&self, channel: u16, method: AMQPClass, worker: &mut Worker) {
+        self.outbox.send(channel, &method, &mut worker.drive.wakes);
+    }
+
+    fn channel(&self, number: u16) -> &Channel {
+        self.channels[usize::from(number)].as_ref().expect("dispatched to an open channel")
+    }
+
+    fn channel_mut(&mut self, number: u16) -> &mut Channel {
+        self.channels[usize::from(number)].as_mut().expect("dispatched to an open channel")
+    }
+
+    fn own_queue(&mut self, cell: &Arc<QueueCell>) {
+        if !self.owned.iter().any(|owned| owned.id() == cell.id()) {
+            self.owned.retain(|owned| !owned.is_gone());
+            self.owned.push(cell.clone());
+        }
+    }
+
+    fn disown_queue(&mut self, cell: &QueueCell) {
+        self.owned.retain(|owned| owned.id() != cell.id());
+    }
+
+    /// Releases everything that the connection holds: consumers end, what is not settled is
+    /// requeued in its place, exclusive queues go. Called once, whichever way it ended, also
+    /// after a panic.
+    pub fn release(&mut self, worker: &mut Worker) {
+        self.release_holdings(worker);
+        if std::mem::take(&mut self.admitted) {
+            self.broker.release_connection();
+        }
+        self.outbox.close();
+    }
+
+    fn release_holdings(&mut self, worker: &mut Worker) {
+        self.end_all_channels(worker);
+        for queue in std::mem::take(&mut self.owned) {
+            // Without conditions, deleting can only find that it is gone already.
+            let _ = self.vhost().delete_queue(&queue, DeleteIf::default(), &mut worker.drive);
+        }
+    }
+
+    /// Asks the client to go, because the broker is stopping.
+    pub fn request_close(outbox: &Outbox, wakes: &mut Vec<Waker>) {
+        closing::force_close(outbox, wakes);
+    }
+
+    /// Tells the client that it is not read because memory is short, or that it is read again.
+    pub fn notify_blocked(&self, blocked: bool, worker: &mut Worker) {
+        if self.knows_blocked {
+            closing::notify_blocked(&self.outbox, blocked, &mut worker.drive.wakes);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! basic.publish: from complete content to staged message.
+//!
+//! Owns the checks on a published message, the cache of routes, mandatory returns, and the
+//! numbering of confirms. It must not lock a queue: that happens when the batch is committed.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::channel::{Confirms, Mode};
+use super::content::{Incoming, Message};
+use super::transaction::Pending;
+use super::{Connection, Worker};
+use crate::broker::{QueueCell, Span};
+use crate::codec::encode;
+use crate::codec::frame::Frame;
+use crate::codec::hot::{self, Publish};
+use crate::codec::properties::{self, Properties};
+use crate::codec::table::{self, Value};
+use crate::error::{AmqpError, ReplyCode};
+use crate::queue::Content;
+use crate::routing::Routed;
+
+/// Properties that need a look at publish; a message with none of them goes straight on.
+const SPECIAL: u16 =
+    properties::HEADERS | properties::REPLY_TO | properties::EXPIRATION | properties::USER_ID;
+
+/// The cache is emptied when it holds this many routes: with keys that never repeat it is of no
+/// use, and it must not grow.
+const ROUTES_MAX: usize = 4096;
+
+/// What a client puts in reply_to to get a reply directly (RabbitMQ's direct reply-to).
+pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// The place of a route that is good for one message only: its headers or further routing keys
+/// have a say.
+const UNCACHED: usize = 0;
+
+/// Routes by address (exchange and routing key as on the wire), valid for one generation of the
+/// vhost's topology.
+#[derive(Debug)]
+pub(super) struct Routes {
+    generation: u64,
+    by_address: FxHashMap<Box<[u8]>, usize>,
+    /// Queues by route; the first is [`UNCACHED`].
+    routes: Vec<Vec<Arc<QueueCell>>>,
+    routed: Routed,
+    /// Raised when the routes are forgotten, so that indices kept elsewhere are not used.
+    epoch: u64,
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Self {
+            generation: 0,
+            by_address: FxHashMap::default(),
+            routes: vec![Vec::new()],
+            routed: Routed::default(),
+            epoch: 1,
+        }
+    }
+}
+
+impl Routes {
+    /// Forgets everything when the topology has changed.
+    pub(super) fn refresh(&mut self, generation: u64) {
+        if self.generation != generation {
+            self.generation = generation;
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        self.by_address.clear();
+        self.routes.truncate(1);
+        self.epoch += 1;
+    }
+
+    /// Keeps the uncached route under its address, if that decides it alone.
+    fn keep_last(&mut self, address: &[u8]) -> usize {
+        if self.routes.len() > ROUTES_MAX {
+            let route = std::mem::take(&mut self.routes[UNCACHED]);
+            self.clear();
+            self.routes[UNCACHED] = route;
+        }
+        if self.routed.depends_on_headers {
+            self.by_address.insert(address.into(), UNCACHED);
+            return UNCACHED;
+        }
+        let route = std::mem::take(&mut self.routes[UNCACHED]);
+        self.routes.push(route);
+        let index = self.routes.len() - 1;
+        self.by_address.insert(address.into(), index);
+        index
+    }
+}
+
+/// The last publish's address on a channel and its route.
+#[derive(Debug, Default)]
+pub(super) struct LastRoute {
+    address: Vec<u8>,
+    epoch: u64,
+    route: usize,
+}
+
+/// A publish that some queue may refuse, so that its confirm has to wait for the outcome.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusable {
+    pub(super) token: u32,
+    pub(super) channel: u16,
+    pub(super) number: u64,
+}
+
+impl Connection {
+    /// basic.publish itself; `at` is the offset of its payload in the read buffer.
+    pub(super) fn begin_publish(
+        &mut self,
+        number: u16,
+        payload: &[u8],
+        at: usize,
+    ) -> Result<(), AmqpError> {
+        let publish = Publish::parse(payload)?;
+        if publish.immediate {
+            let error = AmqpError::new(ReplyCode::NotImplemented, "immediate=true");
+            return Err(error.of(hot::BASIC, hot::PUBLISH));
+        }
+        // Class and method (4 bytes) and a reserved field (2 bytes) stand before the address.
+        let address = Span::new(at + 6, publish.address.len());
+        self.published = true;
+        self.channel_mut(number).incoming = Some(Incoming::new(address, publish.mandatory));
+        Ok(())
+    }
+
+    /// A frame of the content that is due on a channel.
+    pub(super) fn continue_publish(
+        &mut self,
+        number: u16,
+        frame: &Frame<'_>,
+        at: usize,
+        buffer: &[u8],
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
+        let size_max = self.broker.config().limits.max_message_size_bytes;
+        let memory = self.broker.memory().clone();
+        let incoming = &mut self.channel_mut(number).incoming;
+        let expected = incoming.as_mut().expect("content is due");
+        if expected.take_frame(frame, at, size_max, &memory)? {
+            let message = incoming.take().expect("content is due").into_message();
+            return self
+                .finish_publish(number, message, buffer, worker)
+                .map_err(|error| error.of(hot::BASIC, hot::PUBLISH));
+        }
+        Ok(())
+    }
+
+    fn finish_publish(
+        &mut self,
+        number: u16,
+        mut message: Message,
+        buffer: &[u8],
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
+        let flags = Properties::of_header(message.header(buffer)).flags();
+        let more_keys = if flags & SPECIAL == 0 {
+            Vec::new()
+        } else {
+            self.check_special(number, &mut message, buffer)?
+        };
+        let route = self.route(number, &message, &more_keys, buffer)?;
+        let confirm = match &mut self.channel_mut(number).mode {
+            Mode::Plain => None,
+            Mode::Confirm(confirms) => {
+                confirms.last += 1;
+                Some(confirms.last)
+            }
+            Mode::Transactional(_) => {
+                let queues = self.routes.routes[route].clone();
+                let mandatory = message.mandatory;
+                let message = message.into_owned(buffer);
+                let pending = Pending { message, mandatory, queues };
+                let Mode::Transactional(transaction) = &mut self.channel_mut(number).mode else {
+                    unreachable!("matched above")
+                };
+                return transaction.publish(pending);
+            }
+        };
+        if confirm.is_some() && !self.confirming.contains(&number) {
+            self.confirming.push(number);
+        }
+        let mandatory = message.mandatory;
+        let staged = message.into_staged(buffer);
+        let queues = &self.routes.routes[route];
+        if queues.is_empty() {
+            if mandatory {
+                self.send_return(number, &staged.content(buffer), worker);
+            }
+            return Ok(());
+        }
+        let token = worker.batch.stage(staged);
+        let mut refusable = false;
+        for queue in queues {
+            worker.batch.enqueue(queue, token);
+            refusable |= queue.may_reject;
+        }
+        if let Some(confirm) = confirm.filter(|_| refusable) {
+            self.refusable.push(Refusable { token, channel: number, number: confirm });
+        }
+        Ok(())
+    }
+
+    /// Looks at the properties that mean something to the broker. Answers the further routing keys
+    /// of the CC and BCC headers.
+    fn check_special(
+        &mut self,
+        number: u16,
+        message: &mut Message,
+        buffer: &[u8],
+    ) -> Result<Vec<Vec<u8>>, AmqpError> {
+        let properties = Properties::of_header(message.header(buffer));
+        if let Some(user) = properties.user_id()
+            && user != self.user.as_bytes()
+        {
+            let claimed = String::from_utf8_lossy(user);
+            let text = format!(
+                "user_id property set to '{claimed}' but authenticated user was '{}'",
+                self.user
+            );
+            return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+        }
+        if let Some(expiration) = properties.expiration() {
+            return Err(refuse_expiration(expiration));
+        }
+        let mut keys = Vec::new();
+        let mut header = None;
+        if let Some(headers) = properties.headers() {
+            for name in [&b"CC"[..], b"BCC"] {
+                match table::find(headers, name) {
+                    None => {}
+                    Some(Value::Array(array)) => {
+                        let texts = table::items(array).flatten();
+                        keys.extend(texts.filter_map(|item| match item {
+                            Value::LongString(text) => Some(text.to_vec()),
+                            _ => None,
+                        }));
+                        if name == b"BCC" {
+                            let shown = table::without(headers, &[b"BCC"]);
+                            let old = message.header(buffer);
+                            header = Some(properties::with_headers(old, Some(&shown)));
+                        }
+                    }
+                    Some(other) => {
+                        let (name, kind) = (String::from_utf8_lossy(name), other.type_name());
+                        let text = format!(
+                            "invalid message: {{unacceptable_type_in_header,\"{name}\",{kind}}}"
+                        );
+                        return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+                    }
+                }
+            }
+        }
+        if properties.reply_to() == Some(REPLY_TO.as_bytes()) {
+            let reply_queue = self.reply_queue_name(number)?;
+            let old = header.as_deref().unwrap_or_else(|| message.header(buffer));
+            header = Some(properties::with_reply_to(old, reply_queue.as_bytes()));
+        }
+        if let Some(header) = header {
+            message.set_header(header);
+        }
+        Ok(keys)
+    }
+
+    /// The index of the message's route among `self.routes`.
+    fn route(
+        &mut self,
+        number: u16,
+        message: &Message,
+        more_keys: &[Vec<u8>],
+        buffer: &[u8],
+    ) -> Result<usize, AmqpError> {
+        if !more_keys.is_empty() {
+            return self.route_once(message, more_keys, buffer);
+        }
+        let address = message.address(buffer);
+        let last = &self.channel(number).last_route;
+        if last.epoch == self.routes.epoch && last.address == address {
+            return Ok(last.route);
+        }
+        let route = match self.routes.by_address.get(address) {
+            Some(&UNCACHED) => return self.route_once(message, &[], buffer),
+            Some(route) => *route,
+            None => {
+                self.route_once(message, &[], buffer)?;
+                self.routes.keep_last(address)
+            }
+        };
+        if route != UNCACHED {
+            let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
+            let last = &mut channel.last_route;
+            last.address.clear();
+            last.address.extend_from_slice(address);
+            last.epoch = self.routes.epoch;
+            last.route = route;
+        }
+        Ok(route)
+    }
+
+    /// Asks the topology, with all of the message's routing keys and its headers.
+    fn route_once(
+        &mut self,
+        message: &Message,
+        more_keys: &[Vec<u8>],
+        buffer: &[u8],
+    ) -> Result<usize, AmqpError> {
+        let (exchange, key) = hot::split_address(message.address(buffer));
+        let headers = Properties::of_header(message.header(buffer)).headers();
+        let mut keys = vec![key];
+        keys.extend(more_keys.iter().map(Vec::as_slice));
+        let vhost = self.vhost.as_ref().expect("an open connection has a vhost");
+        let routed = &mut self.routes.routed;
+        self.routes.routes[UNCACHED] = vhost.route(exchange, &keys, headers, routed)?;
+        Ok(UNCACHED)
+    }
+
+    /// basic.return, which precedes the message's confirm.
+    pub(super) fn send_return(&mut self, number: u16, content: &Content<'_>, worker: &mut Worker) {
+        let code = ReplyCode::NoRoute;
+        let mut guard = self.outbox.lock();
+        encode::put_return(guard.buffer(), number, code.code(), code.name(), content.address);
+        guard.put_content(number, content);
+        guard.wake(&mut worker.drive.wakes);
+    }
+
+    /// Answers the publishes of channels in confirm mode, all of which are complete: queues have
+    /// taken or refused them. Acks are cumulative (specification of RabbitMQ's confirms).
+    pub(super) fn send_confirms(&mut self, worker: &mut Worker) {
+        worker.rejected.sort_unstable();
+        let rejected = &worker.rejected;
+        let was_rejected = |one: &Refusable| rejected.binary_search(&one.token).is_ok();
+        self.refusable.retain(was_rejected);
+        worker.rejected.clear();
+        if self.confirming.is_empty() {
+            return;
+        }
+        let mut guard = self.outbox.lock();
+        for number in self.confirming.drain(..) {
+            let Some(channel) = &mut self.channels[usize::from(number)] else { continue };
+            let Mode::Confirm(confirms) = &mut channel.mode else { continue };
+            for refused in self.refusable.iter().filter(|one| one.channel == number) {
+                answer_up_to(guard.buffer(), number, confirms, refused.number - 1);
+                encode::put_nack(guard.buffer(), number, refused.number, false);
+                confirms.answered = refused.number;
+            }
+            let last = confirms.last;
+            answer_up_to(guard.buffer(), number, confirms, last);
+        }
+        self.refusable.clear();
+        guard.wake(&mut worker.drive.wakes);
+    }
+}
+
+fn answer_up_to(out: &mut Vec<u8>, number: u16, confirms: &mut Confirms, last: u64) {
+    if last > confirms.answered {
+        encode::put_ack(out, number, last, last > confirms.answered + 1);
+        confirms.answered = last;
+    }
+}
+
+/// An expiration that is no number is refused in RabbitMQ's words. Any other is refused, too, as
+/// something that is not implemented: accepting it silently would keep messages for ever.
+fn refuse_expiration(expiration: &[u8]) -> AmqpError {
+    let text = String::from_utf8_lossy(expiration);
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(&text);
+    let number_len = digits.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, rest) = digits.split_at(number_len);
+    let reason = if number.is_empty() {
+        "no_integer".to_owned()
+    } else if !rest.is_empty() {
+        format!("{{leftover_string,\"{rest}\"}}")
+    } else if text.starts_with('-') {
+        format!("{{value_negative,-{number}}}")
+    } else {
+        return AmqpError::new(ReplyCode::NotImplemented, "expiration");
+    };
+    let text = format!("invalid expiration '{text}': {reason}");
+    AmqpError::new(ReplyCode::PreconditionFailed, text)
+}

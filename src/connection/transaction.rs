@@ -1,0 +1,153 @@
+//! Transactions: publishes and settlements kept until `tx.commit` (specification section 1.9).
+//!
+//! Owns what a channel in transaction mode has gathered. As in RabbitMQ, a transaction is atomic
+//! for one queue only, and consuming is not part of it.
+
+use std::sync::Arc;
+
+use super::settle::Settled;
+use super::{Connection, Worker};
+use crate::broker::{Memory, OwnedMessage, QueueCell, Reservation, Staged};
+use crate::codec::method::{AMQPClass, tx};
+use crate::error::{AmqpError, ReplyCode};
+
+use super::channel::Mode;
+
+/// A message published in a transaction.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) message: OwnedMessage,
+    pub(super) mandatory: bool,
+    /// Where it was routed when it was published, as RabbitMQ does it.
+    pub(super) queues: Vec<Arc<QueueCell>>,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    publishes: Vec<Pending>,
+    settled: Vec<Settled>,
+    reservation: Reservation,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Transaction {
+    pub(super) fn new(memory: &Arc<Memory>) -> Self {
+        Self {
+            publishes: Vec::new(),
+            settled: Vec::new(),
+            reservation: Reservation::new(memory),
+            bytes: 0,
+            // An open transaction can't be drained by consumers. It must not be able to keep the
+            // memory alarm on by itself.
+            bytes_max: usize::try_from(memory.limit() / 4).unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(super) fn publish(&mut self, pending: Pending) -> Result<(), AmqpError> {
+        let message = &pending.message;
+        let small = message.address.len() + message.header.len() + size_of::<Pending>();
+        self.bytes += small + message.body.len();
+        if self.bytes > self.bytes_max {
+            let text = format!("transaction holds more than {} bytes", self.bytes_max);
+            return Err(AmqpError::new(ReplyCode::ResourceError, text).of(60, 40));
+        }
+        self.reservation.resize(self.bytes);
+        self.publishes.push(pending);
+        Ok(())
+    }
+
+    pub(super) fn settle(&mut self, settled: Settled) {
+        self.settled.push(settled);
+    }
+
+    /// Takes everything out; the transaction is empty then.
+    pub(super) fn take(&mut self) -> (Vec<Pending>, Vec<Settled>) {
+        self.bytes = 0;
+        self.reservation.resize(0);
+        (std::mem::take(&mut self.publishes), std::mem::take(&mut self.settled))
+    }
+}
+
+impl Connection {
+    pub(super) fn handle_tx(
+        &mut self,
+        number: u16,
+        method: tx::AMQPMethod,
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
+        let memory = self.broker.memory().clone();
+        let channel = self.channel_mut(number);
+        match method {
+            tx::AMQPMethod::Select(_) => {
+                match &channel.mode {
+                    Mode::Plain => channel.mode = Mode::Transactional(Transaction::new(&memory)),
+                    Mode::Transactional(_) => {}
+                    Mode::Confirm(_) => {
+                        let text = "cannot switch from confirm to tx mode";
+                        return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+                    }
+                }
+                self.send(number, AMQPClass::Tx(tx::AMQPMethod::SelectOk(tx::SelectOk {})), worker);
+                Ok(())
+            }
+            tx::AMQPMethod::Commit(_) => {
+                let taken = self.take_transaction(number)?;
+                self.commit_transaction(number, taken, worker)?;
+                self.send(number, AMQPClass::Tx(tx::AMQPMethod::CommitOk(tx::CommitOk {})), worker);
+                Ok(())
+            }
+            tx::AMQPMethod::Rollback(_) => {
+                let (_, settled) = self.take_transaction(number)?;
+                let channel = self.channel_mut(number);
+                channel.unacked.restore(settled.into_iter().map(|settled| settled.delivery));
+                let ok = tx::AMQPMethod::RollbackOk(tx::RollbackOk {});
+                self.send(number, AMQPClass::Tx(ok), worker);
+                Ok(())
+            }
+            _ => Err(super::dispatch::unimplemented()),
+        }
+    }
+
+    fn take_transaction(&mut self, number: u16) -> Result<(Vec<Pending>, Vec<Settled>), AmqpError> {
+        match &mut self.channel_mut(number).mode {
+            Mode::Transactional(transaction) => Ok(transaction.take()),
+            _ => {
+                let text = "channel is not transactional";
+                Err(AmqpError::new(ReplyCode::PreconditionFailed, text))
+            }
+        }
+    }
+
+    fn commit_transaction(
+        &mut self,
+        number: u16,
+        (publishes, settled): (Vec<Pending>, Vec<Settled>),
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
+        for pending in publishes {
+            if pending.queues.is_empty() {
+                if pending.mandatory {
+                    self.send_return(number, &pending.message.content(), worker);
+                }
+                continue;
+            }
+            let token = worker.batch.stage(Staged::Owned(Box::new(pending.message)));
+            for queue in &pending.queues {
+                worker.batch.enqueue(queue, token);
+            }
+        }
+        for settled in settled {
+            self.apply_settled(number, settled, worker);
+        }
+        let mut rejected = Vec::new();
+        worker.batch.commit(&[], &mut worker.drive, &mut rejected);
+        self.reopen_gates(worker);
+        if !rejected.is_empty() {
+            let text = "partial tx completion";
+            return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,122 @@
+//! The deliveries of one channel that its client has to settle.
+//!
+//! Owns the way from a delivery tag to a queue's slot (specification section 1.8.3.13: tags are
+//! local to a channel and rise). Deliverers note what they deliver in the outbox; this takes those
+//! notes over when a tag is not known yet, so that settling needs no lock for each tag. It must
+//! not know what settling does.
+//!
+//! Invariant: the deque is sorted by tag and neither begins nor ends with a settled entry, but for
+//! the moment after a take.
+
+use std::collections::VecDeque;
+
+use crate::broker::Unsettled;
+
+#[derive(Debug)]
+struct Entry {
+    unsettled: Unsettled,
+    settled: bool,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(crate) struct Unacked {
+    entries: VecDeque<Entry>,
+    /// Entries that are not settled.
+    len: usize,
+    last_tag: u64,
+}
+
+impl Extend<Unsettled> for Unacked {
+    fn extend<T: IntoIterator<Item = Unsettled>>(&mut self, new: T) {
+        for unsettled in new {
+            debug_assert!(unsettled.tag > self.last_tag, "tags rise");
+            self.last_tag = unsettled.tag;
+            self.entries.push_back(Entry { unsettled, settled: false });
+            self.len += 1;
+        }
+    }
+}
+
+impl Unacked {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether `tag` may be among the deliveries that were not taken over yet.
+    pub(crate) fn is_ahead(&self, tag: u64) -> bool {
+        tag > self.last_tag
+    }
+
+    /// Takes one delivery.
+    pub(crate) fn take(&mut self, tag: u64) -> Option<Unsettled> {
+        let index = self.find(tag)?;
+        let entry = &mut self.entries[index];
+        entry.settled = true;
+        let unsettled = entry.unsettled;
+        self.len -= 1;
+        self.trim();
+        Some(unsettled)
+    }
+
+    /// Takes the delivery with `tag` and all before it, oldest first. `None` when `tag` itself is
+    /// not to be settled; RabbitMQ then refuses, too.
+    pub(crate) fn take_up_to(&mut self, tag: u64) -> Option<Vec<Unsettled>> {
+        let index = self.find(tag)?;
+        let taken = self.entries.drain(..=index).filter(|entry| !entry.settled);
+        let taken: Vec<Unsettled> = taken.map(|entry| entry.unsettled).collect();
+        self.len -= taken.len();
+        self.trim();
+        Some(taken)
+    }
+
+    /// Takes all, oldest first.
+    pub(crate) fn take_all(&mut self) -> Vec<Unsettled> {
+        self.len = 0;
+        let all = std::mem::take(&mut self.entries).into_iter();
+        all.filter(|entry| !entry.settled).map(|entry| entry.unsettled).collect()
+    }
+
+    /// The unsettled deliveries, oldest first, to be changed in place.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Unsettled> {
+        let open = self.entries.iter_mut().filter(|entry| !entry.settled);
+        open.map(|entry| &mut entry.unsettled)
+    }
+
+    /// Puts deliveries back that were taken, in any order (`tx.rollback`).
+    pub(crate) fn restore(&mut self, deliveries: impl IntoIterator<Item = Unsettled>) {
+        for unsettled in deliveries {
+            let at = self.entries.partition_point(|e| e.unsettled.tag < unsettled.tag);
+            match self.entries.get_mut(at) {
+                Some(entry) if entry.unsettled.tag == unsettled.tag => entry.settled = false,
+                _ => self.entries.insert(at, Entry { unsettled, settled: false }),
+            }
+            self.len += 1;
+        }
+    }
+
+    fn find(&self, tag: u64) -> Option<usize> {
+        let front = self.entries.front()?.unsettled.tag;
+        // Tags without gaps, as on a channel with one kind of consumer, are found at once.
+        let guess = usize::try_from(tag.checked_sub(front)?).ok()?;
+        let hit = self.entries.get(guess).is_some_and(|entry| entry.unsettled.tag == tag);
+        let index = if hit {
+            guess
+        } else {
+            self.entries.binary_search_by_key(&tag, |entry| entry.unsettled.tag).ok()?
+        };
+        (!self.entries[index].settled).then_some(index)
+    }
+
+    fn trim(&mut self) {
+        while self.entries.front().is_some_and(|entry| entry.settled) {
+            self.entries.pop_front();
+        }
+        while self.entries.back().is_some_and(|entry| entry.settled) {
+            self.entries.pop_back();
+        }
+        if self.entries.is_empty() && self.entries.capacity() > 4096 {
+            self.entries = VecDeque::new();
+        }
+    }
+}

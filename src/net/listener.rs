@@ -1,0 +1,121 @@
+//! Listening, and the life of the server.
+//!
+//! Owns the listening sockets, accepting (with a pause when the system has no more descriptors),
+//! and the graceful stop. It must not know what happens on a connection.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::registry::Registry;
+use super::{housekeeping, memory_limit, socket, worker};
+use crate::StartError;
+use crate::broker::Broker;
+use crate::config::Config;
+use crate::connection::Connection;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 4096;
+
+/// The pause after accepting failed, as when all descriptors are in use.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long clients have to answer connection.close when the broker stops.
+const CLOSE_GRACE: Duration = Duration::from_secs(3);
+
+/// How long connections have to end after that.
+const STOP_GRACE: Duration = Duration::from_millis(500);
+
+/// The broker with its listening sockets, ready to serve.
+#[derive(Debug)]
+pub struct Server {
+    broker: Arc<Broker>,
+    listeners: Vec<TcpListener>,
+    registry: Arc<Registry>,
+}
+
+impl Server {
+    /// Binds all addresses of the configuration. Clients can connect from then on; they are served
+    /// by [`Server::run`].
+    ///
+    /// # Errors
+    /// When an address cannot be listened on.
+    pub async fn bind(config: Arc<Config>) -> Result<Self, StartError> {
+        let mut listeners = Vec::new();
+        for address in &config.listeners.amqp {
+            listeners.push(listen(*address)?);
+        }
+        let limit_bytes = memory_limit::limit_bytes(config.limits.memory_high_watermark);
+        tracing::info!(limit_bytes, "memory limit: above it publishers are blocked");
+        let broker = Arc::new(Broker::new(config, limit_bytes));
+        Ok(Self { broker, listeners, registry: Arc::default() })
+    }
+
+    /// The addresses that are listened on, with the ports that the system has picked.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// Serves until `shutdown` is ready, then asks the clients to go and returns when they have,
+    /// or after a few seconds.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) {
+        let Self { broker, listeners, registry } = self;
+        let mut tasks = tokio::task::JoinSet::new();
+        for listener in listeners {
+            tasks.spawn(accept(listener, broker.clone(), registry.clone()));
+        }
+        tasks.spawn(housekeeping::run(registry.clone()));
+        shutdown.await;
+        tasks.shutdown().await;
+        tracing::info!("stopping: closing connections");
+        worker::with(|lent| {
+            let wakes = lent.worker.drive.wakes();
+            registry.for_each(|entry| Connection::request_close(&entry.outbox, wakes));
+        });
+        if tokio::time::timeout(CLOSE_GRACE, registry.until_empty()).await.is_err() {
+            registry.for_each(|entry| {
+                tracing::warn!(connection = &*entry.name, "closed without the client's answer");
+                entry.outbox.abort();
+                entry.stop.ask();
+            });
+            let _ = tokio::time::timeout(STOP_GRACE, registry.until_empty()).await;
+        }
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let open = |address: SocketAddr| {
+        let socket = if address.is_ipv6() { TcpSocket::new_v6()? } else { TcpSocket::new_v4()? };
+        // A restarted broker gets its port back at once.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    let opened = open(address).or_else(|error| {
+        // Where IPv6 is switched off, all addresses means all IPv4 addresses.
+        if address.is_ipv6() && address.ip().is_unspecified() && !is_in_use(&error) {
+            return open(SocketAddr::from(([0, 0, 0, 0], address.port())));
+        }
+        Err(error)
+    });
+    opened.map_err(|source| StartError::Bind { address, source })
+}
+
+fn is_in_use(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
+}
+
+async fn accept(listener: TcpListener, broker: Arc<Broker>, registry: Arc<Registry>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => socket::start(stream, peer, &broker, &registry),
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! One connection's socket: the task that reads and the task that writes.
+//!
+//! Owns the reading (into the thread's buffer, parsed at once), the waiting that
+//! [`crate::connection::Progress`] asks for, and the writing of what the outbox holds. A panic
+//! while a connection is being driven ends that connection only.
+
+use std::io::IoSlice;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+use super::now;
+use super::registry::{Entry, Registry};
+use super::stop::Stop;
+use super::worker::{self, READ_BYTES};
+use crate::broker::{Broker, Outbox, Outgoing, QueueCell};
+use crate::connection::{Connection, Liveness, Next, Worker};
+
+/// After a read of this size (bytes) other tasks get their turn. A yield after every small read
+/// would cost two system calls a round trip.
+const YIELD_BYTES: usize = 16 * 1024;
+
+/// How often a paced publisher looks whether waiting pays, and how often at most.
+const PACE_LOOK: Duration = Duration::from_millis(2);
+const PACE_LOOKS: usize = 10;
+
+/// What is left in the outbox has this long to be written when a connection ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the peer has to close when both sides are done.
+const END_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What a connection keeps of an incomplete frame when nothing is incomplete (bytes).
+const IDLE_CARRY_BYTES: usize = 512;
+
+/// Slices in one vectored write.
+const SLICES_MAX: usize = 64;
+
+/// Serves an accepted connection.
+pub(super) fn start(
+    stream: TcpStream,
+    peer: SocketAddr,
+    broker: &Arc<Broker>,
+    registry: &Arc<Registry>,
+) {
+    // Small replies must not wait for more to come.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, "cannot switch Nagle's algorithm off: {error}");
+    }
+    let Ok(local) = stream.local_addr() else { return };
+    let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let connection = Connection::new(broker.clone(), canonical(peer), canonical(local), now());
+    let (outbox, liveness) = (connection.outbox().clone(), connection.liveness().clone());
+    let stop = Arc::new(Stop::default());
+    let name: Arc<str> = connection.name().into();
+    tracing::debug!(connection = &*name, "connection accepted");
+    let entry =
+        Entry { name, outbox: outbox.clone(), liveness: liveness.clone(), stop: stop.clone() };
+    registry.add(outbox.id(), entry);
+    let (read, write) = stream.into_split();
+    let writer = tokio::spawn(write_all(write, outbox, liveness, stop.clone()));
+    let registry = registry.clone();
+    let reader = Reader { connection, read, carry: Vec::new(), stop, registry };
+    tokio::spawn(reader.run(writer));
+}
+
+/// A connection with its reading half; releases what the connection holds when it is dropped, also
+/// by a panic.
+struct Reader {
+    connection: Connection,
+    read: OwnedReadHalf,
+    /// The beginning of a frame that is not complete.
+    carry: Vec<u8>,
+    stop: Arc<Stop>,
+    registry: Arc<Registry>,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.release();
+        self.registry.remove(self.connection.outbox().id());
+        if std::thread::panicking() {
+            let name = self.connection.name();
+            tracing::error!(connection = name, "connection crashed: this is a bug in the broker");
+        }
+    }
+}
+
+/// What a read led to.
+enum Step {
+    /// The peer closed, or the socket failed.
+    Ended(Option<std::io::Error>),
+    /// Housekeeping or shutdown wants the connection to end.
+    Stopped,
+    Fed {
+        bytes: usize,
+        next: Next,
+        outrun: Option<Arc<QueueCell>>,
+    },
+}
+
+impl Reader {
+    async fn run(mut self, mut writer: tokio::task::JoinHandle<Option<OwnedWriteHalf>>) {
+        let linger_ms = self.read_to_end().await;
+        // This ends the outbox, too, and with it the writer once all is written.
+        self.release();
+        let Ok(written) = timeout(FLUSH_TIMEOUT, &mut writer).await else {
+            writer.abort();
+            return;
+        };
+        if let (Some(linger_ms), Ok(Some(write))) = (linger_ms, written) {
+            self.discard(Duration::from_millis(linger_ms)).await;
+            drop(write);
+            // Closing with unread bytes would reset the connection, and the peer might never
+            // see what was written last.
+            self.discard(END_TIMEOUT).await;
+        }
+    }
+
+    /// Reads until the connection is over. Answers how long to go on listening without a word, or
+    /// `None` when the peer is gone.
+    async fn read_to_end(&mut self) -> Option<u64> {
+        loop {
+            match std::future::poll_fn(|context| self.poll_step(context)).await {
+                Step::Stopped => return None,
+                Step::Ended(error) => {
+                    self.log_end(error);
+                    return None;
+                }
+                Step::Fed { bytes, next, outrun } => {
+                    match next {
+                        Next::Close { linger_ms } => return Some(linger_ms),
+                        Next::Read => {}
+                        Next::AwaitDrain => self.await_drain().await,
+                        Next::AwaitMemory => self.await_memory().await,
+                    }
+                    if let Some(queue) = outrun {
+                        pace(&queue).await;
+                    } else if bytes >= YIELD_BYTES {
+                        tokio::task::yield_now().await;
+                    }
+                }
+            }
+        }
+    }
+
+    fn poll_step(&mut self, context: &mut Context<'_>) -> Poll<Step> {
+        if self.stop.poll_asked(context) {
+            return Poll::Ready(Step::Stopped);
+        }
+        worker::with(|lent| {
+            let carried = self.carry.len();
+            let size = carried + READ_BYTES;
+            if lent.buffer.len() < size {
+                lent.buffer.resize(size, 0);
+            }
+            let buffer = &mut lent.buffer[..size];
+            let mut read = ReadBuf::new(&mut buffer[carried..]);
+            match Pin::new(&mut self.read).poll_read(context, &mut read) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Err(error)) => return Poll::Ready(Step::Ended(Some(error))),
+                Poll::Ready(Ok(())) => {}
+            }
+            let bytes = read.filled().len();
+            if bytes == 0 {
+                return Poll::Ready(Step::Ended(None));
+            }
+            buffer[..carried].copy_from_slice(&self.carry);
+            self.connection.liveness().received(now());
+            let filled = &buffer[..carried + bytes];
+            let progress = self.connection.feed(filled, &mut lent.worker);
+            self.keep(&filled[progress.consumed..]);
+            let outrun = lent.worker.drive.take_outrun();
+            Poll::Ready(Step::Fed { bytes, next: progress.next, outrun })
+        })
+    }
+
+    fn keep(&mut self, rest: &[u8]) {
+        self.carry.clear();
+        if rest.is_empty() && self.carry.capacity() > IDLE_CARRY_BYTES {
+            self.carry = Vec::new();
+        }
+        self.carry.extend_from_slice(rest);
+    }
+
+    /// Waits until the client has read its replies, then goes on with what it had sent already.
+    async fn await_drain(&mut self) {
+        loop {
+            let outbox = self.connection.outbox().clone();
+            let stop = self.stop.clone();
+            std::future::poll_fn(|context| {
+                if stop.poll_asked(context) {
+                    Poll::Ready(())
+                } else {
+                    outbox.poll_drained(context)
+                }
+            })
+            .await;
+            let next = worker::with(|lent| {
+                let carried = std::mem::take(&mut self.carry);
+                let progress = self.connection.feed(&carried, &mut lent.worker);
+                self.keep(&carried[progress.consumed..]);
+                progress.next
+            });
+            if next != Next::AwaitDrain || outbox.is_closed() || self.stop.is_asked() {
+                return;
+            }
+        }
+    }
+
+    /// Waits until the memory alarm is cleared.
+    async fn await_memory(&mut self) {
+        let memory = self.connection.memory().clone();
+        let stop = self.stop.clone();
+        self.connection.liveness().set_reading(false, now());
+        worker::with(|lent| self.connection.notify_blocked(true, &mut lent.worker));
+        std::future::poll_fn(|context| {
+            if stop.poll_asked(context) { Poll::Ready(()) } else { memory.poll_clear(context) }
+        })
+        .await;
+        worker::with(|lent| self.connection.notify_blocked(false, &mut lent.worker));
+        self.connection.liveness().set_reading(true, now());
+    }
+
+    /// Reads and forgets, until the peer closes.
+    async fn discard(&mut self, at_most: Duration) {
+        let mut buffer = vec![0; 4096];
+        let _ = timeout(at_most, async {
+            while self.read.read(&mut buffer).await.is_ok_and(|bytes| bytes > 0) {}
+        })
+        .await;
+    }
+
+    /// Releases what the connection holds; more than once does no harm.
+    fn release(&mut self) {
+        // Not the thread's memory: that is lent out when a panic leads here.
+        let mut worker = Worker::default();
+        self.connection.release(&mut worker);
+        worker.drive.wake_all();
+    }
+
+    fn log_end(&self, error: Option<std::io::Error>) {
+        let name = self.connection.name();
+        match error {
+            _ if !self.connection.is_open() => {
+                tracing::debug!(connection = name, "connection ended by the peer");
+            }
+            None => tracing::warn!(connection = name, "client closed the socket unexpectedly"),
+            Some(error) => tracing::warn!(connection = name, "connection lost: {error}"),
+        }
+    }
+}
+
+/// Waits for the consumers of a queue that its publisher outruns, as long as that pays.
+async fn pace(queue: &QueueCell) {
+    for _ in 0..PACE_LOOKS {
+        let caught_up = std::future::poll_fn(|context| queue.poll_caught_up(context));
+        if timeout(PACE_LOOK, caught_up).await.is_ok() || !queue.is_catching_up() {
+            return;
+        }
+    }
+}
+
+/// Writes what comes into the outbox until that ends. Answers the socket, to be closed; nothing
+/// when it has failed.
+async fn write_all(
+    mut write: OwnedWriteHalf,
+    outbox: Arc<Outbox>,
+    liveness: Arc<Liveness>,
+    stop: Arc<Stop>,
+) -> Option<OwnedWriteHalf> {
+    let mut out = Outgoing::default();
+    let mut parked = Vec::new();
+    while std::future::poll_fn(|context| outbox.poll_take(context, &mut out)).await {
+        if let Err(error) = write_outgoing(&mut write, &out).await {
+            tracing::debug!("cannot write: {error}");
+            outbox.abort();
+            stop.ask();
+            return None;
+        }
+        liveness.sent(now());
+        outbox.written(std::mem::take(&mut out), &mut parked);
+        if !parked.is_empty() {
+            worker::with(|lent| {
+                for (queue, consumer) in parked.drain(..) {
+                    queue.grant(consumer, &mut lent.worker.drive);
+                }
+            });
+        }
+    }
+    Some(write)
+}
+
+async fn write_outgoing(write: &mut OwnedWriteHalf, out: &Outgoing) -> std::io::Result<()> {
+    if out.large.is_empty() {
+        return write.write_all(&out.buffer).await;
+    }
+    let mut from = 0;
+    let mut slices = Vec::with_capacity(SLICES_MAX);
+    for (at, body) in &out.large {
+        slices.push(IoSlice::new(&out.buffer[from..*at]));
+        slices.push(IoSlice::new(body));
+        from = *at;
+        if slices.len() == SLICES_MAX {
+            write_slices(write, &mut slices).await?;
+            slices.clear();
+        }
+    }
+    slices.push(IoSlice::new(&out.buffer[from..]));
+    write_slices(write, &mut slices).await
+}
+
+async fn write_slices(
+    write: &mut OwnedWriteHalf,
+    slices: &mut [IoSlice<'_>],
+) -> std::io::Result<()> {
+    let mut rest = slices;
+    // Slices that are empty, at the beginning too, do not count.
+    IoSlice::advance_slices(&mut rest, 0);
+    while !rest.is_empty() {
+        let written = write.write_vectored(rest).await?;
+        if written == 0 {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        IoSlice::advance_slices(&mut rest, written);
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! The producers and consumers of one run: connected together, started together, ended in time.
+//!
+//! Owns the threads and their sockets. It ends in bounded time even when the broker has died or
+//! hangs: a worker that does not stop by itself has its socket shut down.
+
+use std::io;
+use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::board::{Board, Totals};
+use super::consumer::Consumer;
+use super::ledger::Ledger;
+use super::link::{Link, PerfError};
+use super::plan::Plan;
+use super::producer::{Message, Pace, Producer};
+use super::report::grouped;
+
+/// How long workers may take to stop by themselves, and again after their sockets are shut.
+const STOP_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// How often the main thread looks at the counters.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// The workers of one run.
+pub(crate) struct Crew {
+    board: Arc<Board>,
+    producers: Vec<Producer>,
+    consumers: Vec<Consumer>,
+    sockets: Vec<TcpStream>,
+    producing: Vec<JoinHandle<()>>,
+    consuming: Vec<JoinHandle<Ledger>>,
+    progress: Progress,
+}
+
+impl Crew {
+    /// Connects `consumers` consumers and a producer for each pace. Consumers begin to receive at
+    /// once, but nobody counts before [`Crew::start`].
+    pub(crate) fn connect(
+        plan: &Plan,
+        paces: Vec<Pace>,
+        consumers: usize,
+    ) -> Result<Self, PerfError> {
+        let mut crew = Self {
+            board: Arc::new(Board::new(paces.len() + consumers)),
+            producers: Vec::new(),
+            consumers: Vec::new(),
+            sockets: Vec::new(),
+            producing: Vec::new(),
+            consuming: Vec::new(),
+            progress: Progress::new(),
+        };
+        let workers = paces.len();
+        for (number, pace) in paces.into_iter().enumerate() {
+            let message = Message {
+                key: plan.queue_of(number).to_owned(),
+                size: plan.size,
+                is_persistent: plan.is_persistent,
+            };
+            let link = Link::open(&plan.uri)?;
+            let producer = Producer::new(link, number, number as u32, pace, &message)?;
+            crew.sockets.push(producer.socket()?);
+            crew.producers.push(producer);
+        }
+        for number in 0..consumers {
+            let (link, queue) = (Link::open(&plan.uri)?, plan.queue_of(number));
+            let worker = workers + number;
+            let consumer = Consumer::new(link, worker, number as u32, plan.taking, queue)?;
+            crew.sockets.push(consumer.socket()?);
+            crew.consumers.push(consumer);
+        }
+        Ok(crew)
+    }
+
+    /// Starts the threads, consumers first.
+    pub(crate) fn start(&mut self) -> Result<(), PerfError> {
+        for consumer in self.consumers.drain(..) {
+            let board = Arc::clone(&self.board);
+            let name = consumer.name().to_owned();
+            self.consuming.push(spawn(name, move || consumer.run(&board))?);
+        }
+        for producer in self.producers.drain(..) {
+            let board = Arc::clone(&self.board);
+            let name = producer.name().to_owned();
+            self.producing.push(spawn(name, move || producer.run(&board))?);
+        }
+        Ok(())
+    }
+
+    /// The sums of all counters.
+    pub(crate) fn totals(&self) -> Totals {
+        self.board.totals()
+    }
+
+    /// What each of the first `producers` workers published.
+    pub(crate) fn published(&self, producers: usize) -> Vec<u64> {
+        use std::sync::atomic::Ordering::Relaxed;
+        (0..producers).map(|worker| self.board.tally(worker).published.load(Relaxed)).collect()
+    }
+
+    /// Whether every producer has ended.
+    pub(crate) fn are_producers_done(&self) -> bool {
+        self.producing.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Ends the producers; consumers go on.
+    pub(crate) fn stop_publishing(&self) {
+        self.board.stop_publishing();
+    }
+
+    /// Waits, with a line of progress each second, until `is_done`, a failure or the timeout;
+    /// returns whether it was done.
+    pub(crate) fn wait(&mut self, timeout: Duration, is_done: impl Fn(&Self) -> bool) -> bool {
+        let deadline = Instant::now() + timeout;
+        while self.board.is_running() {
+            if is_done(self) {
+                return true;
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            self.progress.show(self.board.totals(), self.board.blocked());
+            thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
+        }
+        false
+    }
+
+    /// Ends everything; returns what the consumers saw, or the failure that ended the run.
+    pub(crate) fn finish(mut self) -> Result<Vec<Ledger>, PerfError> {
+        self.board.stop();
+        self.await_stop();
+        for socket in self.sockets.drain(..) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.await_stop();
+        if let Some((worker, error)) = self.board.take_failure() {
+            eprintln!("{worker} failed");
+            return Err(error);
+        }
+        let mut ledgers = Vec::new();
+        for thread in self.consuming.drain(..).filter(JoinHandle::is_finished) {
+            let crashed = |_| PerfError::Refused("a consumer thread crashed".into());
+            ledgers.push(thread.join().map_err(crashed)?);
+        }
+        Ok(ledgers)
+    }
+
+    fn await_stop(&self) {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        let is_done =
+            || self.are_producers_done() && self.consuming.iter().all(JoinHandle::is_finished);
+        while !is_done() && Instant::now() < deadline {
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    name: String,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, io::Error> {
+    thread::Builder::new().name(name).spawn(work)
+}
+
+/// The live line on standard error.
+struct Progress {
+    began: Instant,
+    shown: Instant,
+    last: Totals,
+}
+
+impl Progress {
+    fn new() -> Self {
+        let now = Instant::now();
+        Self { began: now, shown: now, last: Totals::default() }
+    }
+
+    fn show(&mut self, totals: Totals, blocked: u64) {
+        let elapsed = self.shown.elapsed().as_secs_f64();
+        if elapsed < 1.0 {
+            return;
+        }
+        let rate = |now: u64, before: u64| grouped(((now - before) as f64 / elapsed) as u64);
+        let mut line = format!(
+            "{:5.1} s  published {}/s  delivered {}/s",
+            self.began.elapsed().as_secs_f64(),
+            rate(totals.published, self.last.published),
+            rate(totals.delivered, self.last.delivered),
+        );
+        if totals.confirmed > 0 {
+            let confirmed = rate(totals.confirmed, self.last.confirmed);
+            line.push_str(&format!("  confirmed {confirmed}/s"));
+        }
+        if totals.refused > 0 {
+            line.push_str(&format!("  refused {}", grouped(totals.refused)));
+        }
+        if blocked > 0 {
+            line.push_str(&format!("  ({blocked} connections blocked by the broker)"));
+        }
+        eprintln!("{line}");
+        self.shown = Instant::now();
+        self.last = totals;
+    }
+}

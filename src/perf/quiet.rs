@@ -1,0 +1,132 @@
+//! The scenarios without load: idle connections and one message at a time.
+//!
+//! Owns percentiles. Both run in the main thread, as there is nothing to overlap.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::block::{Block, Shape};
+use super::board::Board;
+use super::consumer::Echo;
+use super::inbox::Inbox;
+use super::link::{CHANNEL, Link, PerfError};
+use super::measure::{Sample, report_memory};
+use super::plan::Plan;
+use super::process::Process;
+use super::report::Report;
+
+/// How long polite goodbyes to idle connections may take in all.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Opens `connections` connections with a channel each and holds them.
+pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Result<(), PerfError> {
+    // One connection first: what the broker sets up once must not be divided by the others.
+    let first = Link::open(&plan.uri)?;
+    report.text("server", first.server());
+    report.text("scenario", format!("{connections} idle connections, one channel each"));
+    thread::sleep(Duration::from_millis(500));
+    let resident = || plan.broker.and_then(Process::memory).map(|memory| memory.resident);
+    let before = resident();
+    let board = Board::new(0);
+    let begin = Sample::take(board.totals(), plan.broker);
+    let mut links = Vec::with_capacity(connections);
+    let mut shown = Instant::now();
+    for _ in 0..connections {
+        links.push(Link::open(&plan.uri)?);
+        if shown.elapsed() > Duration::from_secs(1) {
+            eprintln!("{} of {connections} connections open", links.len());
+            shown = Instant::now();
+        }
+    }
+    let opened = begin.until(&Sample::take(board.totals(), plan.broker));
+    thread::sleep(plan.duration);
+    let held = resident();
+    report.count("connections", connections as u64);
+    report.rate("opened_per_s", connections as f64 / opened.seconds);
+    if let (Some(before), Some(held)) = (before, held) {
+        let each = held.saturating_sub(before) / connections.max(1) as u64;
+        report.bytes("broker_bytes_per_connection", each);
+    }
+    opened.report_cpu(report, "", connections as u64, "connection");
+    report_memory(report, plan.broker);
+    let deadline = Instant::now() + GOODBYE_TIMEOUT;
+    for link in links.into_iter().chain([first]) {
+        if Instant::now() < deadline {
+            link.close()?;
+        }
+    }
+    Ok(())
+}
+
+/// Sends one message, waits for it, sends the next.
+pub(crate) fn latency(
+    plan: &Plan,
+    _control: &mut Link,
+    report: &mut Report,
+) -> Result<(), PerfError> {
+    report.text("scenario", format!("ping-pong, one message in flight, {} B", plan.size));
+    let queue = plan.queue_of(0);
+    let mut consuming = Link::open(&plan.uri)?;
+    consuming.consume(queue, 0, true)?;
+    let (stream, leftover) = consuming.into_parts();
+    let inbox = Inbox::new(stream, leftover, 64 << 10);
+    let producing = Link::open(&plan.uri)?;
+    let shape = Shape {
+        channel: CHANNEL,
+        key: queue.to_owned(),
+        size: plan.size,
+        is_persistent: plan.is_persistent,
+        frame_max: producing.frame_max(),
+    };
+    let block = Block::new(&shape, 1, 1);
+    let (publishing, _) = producing.into_parts();
+    let board = Board::new(0);
+    let mut echo = Echo { publishing: &publishing, inbox, board: &board };
+    let timeout = Duration::from_secs(10);
+    let warm = Instant::now() + plan.warmup;
+    while Instant::now() < warm {
+        echo.once(block.prefix(1), timeout)?;
+    }
+    let begin = Sample::take(board.totals(), plan.broker);
+    let end = Instant::now() + plan.duration;
+    let mut nanos = Vec::new();
+    while Instant::now() < end && plan.count.is_none_or(|count| (nanos.len() as u64) < count) {
+        let time = echo.once(block.prefix(1), timeout)?;
+        nanos.push(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    }
+    let figures = begin.until(&Sample::take(board.totals(), plan.broker));
+    nanos.sort_unstable();
+    report.count("round_trips", nanos.len() as u64);
+    report.rate("round_trips_per_s", nanos.len() as f64 / figures.seconds);
+    for (key, share) in
+        [("p50_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99), ("p999_us", 0.999), ("max_us", 1.0)]
+    {
+        report.number(key, percentile(&nanos, share) as f64 / 1e3, "us");
+    }
+    figures.report_cpu(report, "", nanos.len() as u64, "round_trip");
+    report_memory(report, plan.broker);
+    Ok(())
+}
+
+/// The smallest value that a `share` of all sorted values does not exceed (nearest rank); 0 for
+/// no values.
+fn percentile(sorted: &[u64], share: f64) -> u64 {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).or(sorted.last()).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percentile;
+
+    #[test]
+    fn percentiles_are_nearest_ranks() {
+        let values: Vec<u64> = (1..=100).collect();
+        assert_eq!(percentile(&values, 0.5), 50);
+        assert_eq!(percentile(&values, 0.99), 99);
+        assert_eq!(percentile(&values, 1.0), 100);
+        assert_eq!(percentile(&values, 0.0), 1);
+        assert_eq!(percentile(&[7], 0.99), 7);
+        assert_eq!(percentile(&[], 0.5), 0);
+    }
+}

@@ -1,0 +1,195 @@
+//! The scenarios that move messages: steady throughput, and a backlog filled and then drained.
+//!
+//! Owns the order of steps; workers, counters and figures are others'.
+
+use std::time::Duration;
+
+use super::crew::Crew;
+use super::ledger::{Ledger, Verdict};
+use super::link::{Declare, Link, PerfError};
+use super::measure::{Sample, report_memory};
+use super::plan::Plan;
+use super::process::Process;
+use super::report::Report;
+
+/// How long a verified run by duration may take to deliver what is still on its way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Declares the plan's queues, runs `scenario` and deletes them again, also after a failure.
+pub(crate) fn with_queues(
+    plan: &Plan,
+    report: &mut Report,
+    scenario: fn(&Plan, &mut Link, &mut Report) -> Result<(), PerfError>,
+) -> Result<(), PerfError> {
+    let mut control = Link::open(&plan.uri)?;
+    report.text("server", control.server());
+    let options = Declare { is_durable: plan.is_persistent, is_passive: false };
+    for queue in &plan.queues {
+        let waiting = control.declare(queue, options)?;
+        if waiting > 0 {
+            return Err(PerfError::Refused(format!(
+                "queue {queue} holds {waiting} messages: delete it or choose another \
+                 --queue-prefix"
+            )));
+        }
+    }
+    plan.broker.iter().for_each(|broker| broker.reset_peak());
+    let done = scenario(plan, &mut control, report);
+    let deleted = plan.queues.iter().try_for_each(|queue| control.delete(queue));
+    done?;
+    deleted?;
+    control.close()
+}
+
+/// Producers and consumers at once, by duration or count.
+pub(crate) fn steady(
+    plan: &Plan,
+    _control: &mut Link,
+    report: &mut Report,
+) -> Result<(), PerfError> {
+    report.text("scenario", plan.summary());
+    let mut crew = Crew::connect(plan, plan.paces(), plan.consumers)?;
+    let mut begin = Sample::take(crew.totals(), plan.broker);
+    crew.start()?;
+    let is_done = match plan.count {
+        Some(count) => crew.wait(plan.deadline, |crew| is_count_done(plan, crew, count)),
+        None => {
+            crew.wait(plan.warmup, |_| false);
+            begin = Sample::take(crew.totals(), plan.broker);
+            crew.wait(plan.duration, |_| false);
+            true
+        }
+    };
+    let end = Sample::take(crew.totals(), plan.broker);
+    crew.stop_publishing();
+    if plan.count.is_none() && plan.is_verified {
+        crew.wait(DRAIN_TIMEOUT, |crew| crew.are_producers_done() && is_drained(plan, crew));
+    }
+    report_memory(report, plan.broker);
+    // Published counts grow until the producers have ended: read them after the threads.
+    let sent = crew.published(plan.producers);
+    let refused = crew.totals().refused;
+    let ledgers = crew.finish()?;
+    let figures = begin.until(&end);
+    report.number("seconds", figures.seconds, "s");
+    let rate = |count: u64| count as f64 / figures.seconds;
+    report.rate("published_per_s", rate(figures.published));
+    if plan.window.is_some() {
+        report.rate("confirmed_per_s", rate(figures.confirmed));
+    }
+    if figures.refused > 0 {
+        report.count("refused", figures.refused);
+    }
+    report.rate("delivered_per_s", rate(figures.delivered));
+    let has_deliveries = plan.consumers > 0;
+    let messages = if has_deliveries { figures.delivered } else { figures.published };
+    figures.report_cpu(report, "", messages, "message");
+    if plan.is_verified {
+        judge(plan, &ledgers, sent, refused, report)?;
+    }
+    if !is_done {
+        return Err(PerfError::Late("deliver the whole count (see --deadline)"));
+    }
+    Ok(())
+}
+
+fn is_count_done(plan: &Plan, crew: &Crew, count: u64) -> bool {
+    if plan.consumers == 0 {
+        return crew.are_producers_done();
+    }
+    if plan.producers == 0 {
+        return crew.totals().delivered >= count;
+    }
+    let counts = plan.paces().into_iter().filter_map(|pace| pace.count).enumerate();
+    let expected: u64 =
+        counts.filter(|(producer, _)| plan.is_consumed(*producer)).map(|(_, count)| count).sum();
+    let totals = crew.totals();
+    let is_settled = plan.window.is_none() || totals.confirmed + totals.refused >= count;
+    is_settled && totals.delivered + totals.refused >= expected
+}
+
+fn is_drained(plan: &Plan, crew: &Crew) -> bool {
+    let published = crew.published(plan.producers);
+    let consumed = published.iter().enumerate().filter(|(n, _)| plan.is_consumed(*n));
+    let expected: u64 = consumed.map(|(_, count)| count).sum();
+    let totals = crew.totals();
+    totals.delivered + totals.refused >= expected
+}
+
+fn judge(
+    plan: &Plan,
+    ledgers: &[Ledger],
+    mut sent: Vec<u64>,
+    refused: u64,
+    report: &mut Report,
+) -> Result<(), PerfError> {
+    for (producer, sent) in sent.iter_mut().enumerate() {
+        if !plan.is_consumed(producer) {
+            *sent = 0;
+        }
+    }
+    let mut verdict: Verdict = Ledger::judge(ledgers, &sent);
+    verdict.lost = verdict.lost.saturating_sub(refused);
+    report.count("lost", verdict.lost);
+    report.count("duplicated", verdict.duplicated);
+    report.count("out_of_order", verdict.disordered);
+    report.count("foreign", verdict.foreign);
+    report.count("redelivered", verdict.redelivered);
+    if !verdict.is_clean() {
+        return Err(PerfError::Refused("verification failed: see the counts above".into()));
+    }
+    Ok(())
+}
+
+/// Fills the queues without consumers, then drains them without producers.
+pub(crate) fn backlog(
+    plan: &Plan,
+    control: &mut Link,
+    report: &mut Report,
+) -> Result<(), PerfError> {
+    let count = plan.count.unwrap_or(0);
+    report.text("scenario", format!("fill {count}, then drain: {}", plan.summary()));
+    let empty = resident(plan.broker);
+    let mut crew = Crew::connect(plan, plan.paces(), 0)?;
+    let begin = Sample::take(crew.totals(), plan.broker);
+    crew.start()?;
+    let is_filled = crew.wait(plan.deadline, Crew::are_producers_done);
+    let fill = begin.until(&Sample::take(crew.totals(), plan.broker));
+    let sent = crew.published(plan.producers);
+    crew.finish()?;
+    if !is_filled {
+        return Err(PerfError::Late("take the whole backlog (see --deadline)"));
+    }
+    report.rate("filled_per_s", fill.published as f64 / fill.seconds);
+    fill.report_cpu(report, "fill_", fill.published, "message");
+    if let (Some(empty), Some(full)) = (empty, resident(plan.broker)) {
+        let each = full.saturating_sub(empty) as f64 / count.max(1) as f64;
+        report.number("broker_bytes_per_message", each, "bytes");
+    }
+    let options = Declare { is_durable: plan.is_persistent, is_passive: true };
+    let mut waiting = 0;
+    for queue in &plan.queues {
+        waiting += u64::from(control.declare(queue, options)?);
+    }
+    report.count("waiting", waiting);
+    let mut crew = Crew::connect(plan, Vec::new(), plan.consumers)?;
+    let begin = Sample::take(crew.totals(), plan.broker);
+    crew.start()?;
+    let is_drained = crew.wait(plan.deadline, |crew| crew.totals().delivered >= waiting);
+    let drain = begin.until(&Sample::take(crew.totals(), plan.broker));
+    let ledgers = crew.finish()?;
+    report.rate("drained_per_s", drain.delivered as f64 / drain.seconds);
+    drain.report_cpu(report, "drain_", drain.delivered, "message");
+    report_memory(report, plan.broker);
+    if plan.is_verified {
+        judge(plan, &ledgers, sent, fill.refused, report)?;
+    }
+    if !is_drained {
+        return Err(PerfError::Late("deliver the whole backlog (see --deadline)"));
+    }
+    Ok(())
+}
+
+fn resident(broker: Option<Process>) -> Option<u64> {
+    broker.and_then(Process::memory).map(|memory| memory.resident)
+}

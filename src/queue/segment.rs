@@ -1,0 +1,268 @@
+//! A segment: message records appended back to back in wire form.
+//!
+//! Owns the layout of a record in memory. It knows nothing of order, consumers or limits. A record
+//! is an 8-byte head followed by `exchange and routing key | content header payload | body`, all as
+//! they came off the wire. Bodies of [`SHARED_BODY_MIN`] bytes and more stay outside as shared
+//! [`Bytes`], one copy for all queues that a message was routed to.
+//!
+//! Invariant: `live` is the number of records that are neither consumed nor settled; a segment
+//! whose `live` is zero holds nothing that anyone may still ask for.
+
+use bytes::Bytes;
+
+/// Bodies of this size and more (bytes) are kept outside of segments and shared between queues.
+pub const SHARED_BODY_MIN: usize = 16 * 1024;
+
+/// The first segment of a queue that was empty stays this small (bytes), so that many short queues
+/// cost little.
+pub(super) const SMALL_SEGMENT_BYTES: usize = 16 * 1024;
+
+/// Further segments have this capacity (bytes); a larger record gets a segment of its own.
+pub(super) const SEGMENT_BYTES: usize = 256 * 1024;
+
+/// Bytes of a record's head: body length (u32), then address length, header length and flag (u32).
+const HEAD_BYTES: usize = 8;
+/// Bits of the address length: two short strings are at most 512 bytes.
+const ADDRESS_BITS: u32 = 10;
+/// Bits of the header length: `frame_max` is at most 1 MiB.
+const HEADER_BITS: u32 = 21;
+const SHARED_FLAG: u32 = 1 << 31;
+
+/// The body of a message: a slice of a segment or read buffer, or a shared large one.
+#[derive(Clone, Copy, Debug)]
+pub enum Body<'a> {
+    /// A small body, to be copied.
+    Inline(&'a [u8]),
+    /// A body of at least [`SHARED_BODY_MIN`] bytes, to be shared.
+    Shared(&'a Bytes),
+}
+
+impl Body<'_> {
+    /// The body's length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Inline(bytes) => bytes.len(),
+            Self::Shared(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether the body has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of the body, wherever they are.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Inline(bytes) => bytes,
+            Self::Shared(bytes) => bytes,
+        }
+    }
+}
+
+/// A message as it came off the wire, borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// Exchange and routing key as two short strings with their length bytes.
+    pub address: &'a [u8],
+    /// The payload of the content header frame.
+    pub header: &'a [u8],
+    /// The body.
+    pub body: Body<'a>,
+}
+
+impl Content<'_> {
+    /// Bytes that a delivery of this message takes on the wire, roughly: what byte windows spend.
+    pub fn cost(&self) -> u32 {
+        const DELIVER_OVERHEAD: usize = 64;
+        let bytes = self.address.len() + self.header.len() + self.body.len() + DELIVER_OVERHEAD;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+}
+
+/// What a record's head says, without touching the rest of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordHead {
+    pub(super) body_len: u32,
+    pub(super) address_len: u32,
+    pub(super) header_len: u32,
+    shared: bool,
+}
+
+impl RecordHead {
+    /// Bytes the whole record takes in its segment.
+    pub(super) fn record_len(&self) -> u32 {
+        let body = if self.shared { 4 } else { self.body_len };
+        HEAD_BYTES as u32 + self.address_len + self.header_len + body
+    }
+
+    /// See [`Content::cost`].
+    pub(super) fn cost(&self) -> u32 {
+        self.address_len + self.header_len + self.body_len.saturating_add(64)
+    }
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct Segment {
+    bytes: Vec<u8>,
+    shared: Vec<Bytes>,
+    pub(super) live: u32,
+}
+
+impl Segment {
+    pub(super) fn with_buffer(bytes: Vec<u8>) -> Self {
+        debug_assert!(bytes.is_empty(), "a spare buffer is empty");
+        Self { bytes, shared: Vec::new(), live: 0 }
+    }
+
+    /// Where the next record would go; equal to the offset after the last record.
+    pub(super) fn end(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    /// Bytes of memory held, shared bodies excepted (those account for themselves).
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity() + self.shared.capacity() * size_of::<Bytes>()
+    }
+
+    /// Whether `content` fits under `limit` bytes. An empty segment takes any record.
+    pub(super) fn has_room(&self, content: &Content<'_>, limit: usize) -> bool {
+        self.bytes.is_empty() || self.bytes.len() + record_len(content) <= limit
+    }
+
+    /// Appends a record and counts it as live.
+    pub(super) fn append(&mut self, content: &Content<'_>) {
+        debug_assert!(content.address.len() < 1 << ADDRESS_BITS, "two short strings");
+        debug_assert!(content.header.len() < 1 << HEADER_BITS, "bounded by frame_max");
+        let sizes = content.address.len() as u32 | (content.header.len() as u32) << ADDRESS_BITS;
+        self.bytes.reserve(record_len(content));
+        self.bytes.extend_from_slice(&(content.body.len() as u32).to_le_bytes());
+        match content.body {
+            Body::Inline(body) => {
+                self.bytes.extend_from_slice(&sizes.to_le_bytes());
+                self.bytes.extend_from_slice(content.address);
+                self.bytes.extend_from_slice(content.header);
+                self.bytes.extend_from_slice(body);
+            }
+            Body::Shared(body) => {
+                self.bytes.extend_from_slice(&(sizes | SHARED_FLAG).to_le_bytes());
+                self.bytes.extend_from_slice(content.address);
+                self.bytes.extend_from_slice(content.header);
+                self.bytes.extend_from_slice(&(self.shared.len() as u32).to_le_bytes());
+                self.shared.push(body.clone());
+            }
+        }
+        self.live += 1;
+    }
+
+    /// The head of the record at `offset`.
+    pub(super) fn head(&self, offset: u32) -> RecordHead {
+        let at = offset as usize;
+        let word = |i: usize| {
+            let b = &self.bytes[at + i..at + i + 4];
+            u32::from_le_bytes([b[0], b[1], b[2], b[3]])
+        };
+        let sizes = word(4);
+        RecordHead {
+            body_len: word(0),
+            address_len: sizes & ((1 << ADDRESS_BITS) - 1),
+            header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
+            shared: sizes & SHARED_FLAG != 0,
+        }
+    }
+
+    /// The message of the record at `offset`.
+    pub(super) fn content(&self, offset: u32) -> Content<'_> {
+        let head = self.head(offset);
+        let address_at = offset as usize + HEAD_BYTES;
+        let header_at = address_at + head.address_len as usize;
+        let body_at = header_at + head.header_len as usize;
+        let body = if head.shared {
+            Body::Shared(&self.shared[self.shared_index(body_at)])
+        } else {
+            Body::Inline(&self.bytes[body_at..body_at + head.body_len as usize])
+        };
+        Content {
+            address: &self.bytes[address_at..header_at],
+            header: &self.bytes[header_at..body_at],
+            body,
+        }
+    }
+
+    /// Counts the record at `offset` as gone and lets go of its shared body.
+    pub(super) fn settle(&mut self, offset: u32) {
+        debug_assert!(self.live > 0, "a record is settled once");
+        self.live -= 1;
+        if !self.shared.is_empty() {
+            let head = self.head(offset);
+            if head.shared {
+                let body_at = offset + HEAD_BYTES as u32 + head.address_len + head.header_len;
+                let index = self.shared_index(body_at as usize);
+                self.shared[index] = Bytes::new();
+            }
+        }
+    }
+
+    /// Forgets all records and keeps the buffer. Only when none is live.
+    pub(super) fn clear(&mut self) {
+        debug_assert_eq!(self.live, 0, "a live record would be lost");
+        self.bytes.clear();
+        self.shared = Vec::new();
+    }
+
+    /// The emptied buffer, for another segment.
+    pub(super) fn into_buffer(mut self) -> Vec<u8> {
+        self.bytes.clear();
+        self.bytes
+    }
+
+    fn shared_index(&self, at: usize) -> usize {
+        let b = &self.bytes[at..at + 4];
+        u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize
+    }
+}
+
+fn record_len(content: &Content<'_>) -> usize {
+    let body = match content.body {
+        Body::Inline(body) => body.len(),
+        Body::Shared(_) => 4,
+    };
+    HEAD_BYTES + content.address.len() + content.header.len() + body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_read_back_as_written() {
+        let large = Bytes::from(vec![7; SHARED_BODY_MIN]);
+        let mut segment = Segment::default();
+        let small = Content { address: b"\x00\x01q", header: b"header", body: Body::Inline(b"hi") };
+        let shared = Content { address: b"\x00\x01r", header: b"h2", body: Body::Shared(&large) };
+        segment.append(&small);
+        let second = segment.end();
+        segment.append(&shared);
+        let head = segment.head(0);
+        assert_eq!(head.record_len(), second);
+        assert_eq!(second + segment.head(second).record_len(), segment.end());
+        let content = segment.content(0);
+        assert_eq!((content.address, content.header), (&b"\x00\x01q"[..], &b"header"[..]));
+        assert_eq!(content.body.bytes(), b"hi");
+        assert_eq!(segment.content(second).body.bytes(), &large[..]);
+        assert_eq!(content.cost(), head.cost());
+    }
+
+    #[test]
+    fn settling_lets_go_of_a_shared_body() {
+        let large = Bytes::from(vec![7; SHARED_BODY_MIN]);
+        let mut segment = Segment::default();
+        let content = Content { address: b"\x00\x00", header: b"", body: Body::Shared(&large) };
+        segment.append(&content);
+        assert!(!large.is_unique());
+        segment.settle(0);
+        assert!(large.is_unique());
+        assert_eq!(segment.live, 0);
+    }
+}
