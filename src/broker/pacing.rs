@@ -19,11 +19,11 @@ const BACKLOG_MAX_BYTES: u64 = 1536 * 1024;
 const BACKLOG_LOW_BYTES: u64 = 512 * 1024;
 
 /// Deliveries between two looks (2 ms apart) below which waiting is pointless: consumers that take
-/// fewer than 200,000 messages a second while publishers pause are limited by something else.
-const HEADWAY_MIN: u64 = 400;
+/// fewer than 20,000 messages a second while publishers pause are limited by something else.
+const HEADWAY_MIN: u64 = 40;
 
 /// Batches that are not paced after waiting proved pointless.
-const UNPACED_BATCHES: u32 = 64;
+const UNPACED_BATCHES: u32 = 16;
 
 /// See the module's description.
 #[derive(Debug, Default)]

@@ -108,7 +108,7 @@ pub struct Connection {
     /// Queues exclusive to this connection.
     owned: Vec<Arc<QueueCell>>,
     routes: Routes,
-    /// Something was published in the current read.
+    /// Something was published since it was last decided whether to hold the client back.
     published: bool,
     /// Channels whose publishes in the current batch are to be confirmed.
     confirming: Vec<u16>,
@@ -187,10 +187,15 @@ impl Connection {
     pub fn feed(&mut self, bytes: &[u8], worker: &mut Worker) -> Progress {
         let mut consumed = 0;
         let mut congested = false;
+        // A message is received to its end: what has come of it is in memory already.
+        let alarmed = self.broker.memory().is_alarmed();
         if let Some(vhost) = &self.vhost {
             self.routes.refresh(vhost.generation());
         }
         while !self.is_over() && !congested {
+            if alarmed && self.published && !self.is_receiving() {
+                break;
+            }
             let rest = &bytes[consumed..];
             if self.phase == Phase::ProtocolHeader {
                 let Some(used) = self.take_protocol_header(rest, worker) else { break };
@@ -223,18 +228,18 @@ impl Connection {
     }
 
     fn next(&mut self, congested: bool) -> Next {
-        let published = std::mem::take(&mut self.published);
         if let Phase::Over { linger_ms } = self.phase {
             return Next::Close { linger_ms };
         }
         if congested || self.outbox.pending_bytes() > REPLIES_MAX_BYTES {
             return Next::AwaitDrain;
         }
-        // A message is received to its end: what has come of it is in memory already.
-        if published && self.broker.memory().is_alarmed() && !self.is_receiving() {
-            return Next::AwaitMemory;
+        let hold_back = self.published && self.broker.memory().is_alarmed();
+        if hold_back && self.is_receiving() {
+            return Next::Read;
         }
-        Next::Read
+        self.published = false;
+        if hold_back { Next::AwaitMemory } else { Next::Read }
     }
 
     fn is_receiving(&self) -> bool {

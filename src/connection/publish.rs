@@ -141,10 +141,10 @@ impl Connection {
         worker: &mut Worker,
     ) -> Result<(), AmqpError> {
         let size_max = self.broker.config().limits.max_message_size_bytes;
-        let memory = self.broker.memory().clone();
-        let incoming = &mut self.channel_mut(number).incoming;
+        let channel = self.channels[usize::from(number)].as_mut();
+        let incoming = &mut channel.expect("dispatched to an open channel").incoming;
         let expected = incoming.as_mut().expect("content is due");
-        if expected.take_frame(frame, at, size_max, &memory)? {
+        if expected.take_frame(frame, at, size_max, self.broker.memory())? {
             let message = incoming.take().expect("content is due").into_message();
             return self
                 .finish_publish(number, message, buffer, worker)

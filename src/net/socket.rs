@@ -134,12 +134,18 @@ impl Reader {
                     self.log_end(error);
                     return None;
                 }
-                Step::Fed { bytes, next, outrun } => {
-                    match next {
-                        Next::Close { linger_ms } => return Some(linger_ms),
-                        Next::Read => {}
-                        Next::AwaitDrain => self.await_drain().await,
-                        Next::AwaitMemory => self.await_memory().await,
+                Step::Fed { bytes, mut next, outrun } => {
+                    while next != Next::Read {
+                        match next {
+                            Next::Close { linger_ms } => return Some(linger_ms),
+                            Next::AwaitDrain => self.until_drained().await,
+                            Next::AwaitMemory => self.until_memory().await,
+                            Next::Read => {}
+                        }
+                        if self.stop.is_asked() {
+                            return None;
+                        }
+                        next = self.feed_carried();
                     }
                     if let Some(queue) = outrun {
                         pace(&queue).await;
@@ -190,35 +196,28 @@ impl Reader {
         self.carry.extend_from_slice(rest);
     }
 
-    /// Waits until the client has read its replies, then goes on with what it had sent already.
-    async fn await_drain(&mut self) {
-        loop {
-            let outbox = self.connection.outbox().clone();
-            let stop = self.stop.clone();
-            std::future::poll_fn(|context| {
-                if stop.poll_asked(context) {
-                    Poll::Ready(())
-                } else {
-                    outbox.poll_drained(context)
-                }
-            })
-            .await;
-            let next = worker::with(|lent| {
-                let carried = std::mem::take(&mut self.carry);
-                let progress = self.connection.feed(&carried, &mut lent.worker);
-                self.keep(&carried[progress.consumed..]);
-                progress.next
-            });
-            if next != Next::AwaitDrain || outbox.is_closed() || self.stop.is_asked() {
-                return;
-            }
-        }
+    /// Goes on with what was read before a wait.
+    fn feed_carried(&mut self) -> Next {
+        worker::with(|lent| {
+            let carried = std::mem::take(&mut self.carry);
+            let progress = self.connection.feed(&carried, &mut lent.worker);
+            self.keep(&carried[progress.consumed..]);
+            progress.next
+        })
+    }
+
+    /// Waits until the client has read its replies.
+    async fn until_drained(&self) {
+        let (outbox, stop) = (self.connection.outbox().clone(), self.stop.clone());
+        std::future::poll_fn(|context| {
+            if stop.poll_asked(context) { Poll::Ready(()) } else { outbox.poll_drained(context) }
+        })
+        .await;
     }
 
     /// Waits until the memory alarm is cleared.
-    async fn await_memory(&mut self) {
-        let memory = self.connection.memory().clone();
-        let stop = self.stop.clone();
+    async fn until_memory(&self) {
+        let (memory, stop) = (self.connection.memory().clone(), self.stop.clone());
         self.connection.liveness().set_reading(false, now());
         worker::with(|lent| self.connection.notify_blocked(true, &mut lent.worker));
         std::future::poll_fn(|context| {

@@ -28,17 +28,9 @@ use std::process::ExitCode;
 use self::plan::Plan;
 use self::report::Report;
 
-/// Measures a broker: throughput, backlog, idle connections or latency.
-///
-/// Producers publish to queues through the default exchange, consumers take from them; producer
-/// and consumer number i use queue number i modulo the number of queues. A line of progress goes
-/// to standard error each second, the summary to standard output. The queues are deleted at the
-/// end.
-///
-/// Exit codes: 0 after a whole run, 1 when the broker failed, closed a connection, missed the
-/// deadline or did not pass --verify, 2 for options that make no sense.
+/// The options of `leveret perf`.
 #[derive(Clone, Debug, clap::Args)]
-#[command(after_long_help = EXAMPLES)]
+#[command(after_long_help = NOTES)]
 pub struct Args {
     /// The broker; %2F is the virtual host "/"
     #[arg(long, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
@@ -108,7 +100,14 @@ pub struct Args {
     pub json: bool,
 }
 
-const EXAMPLES: &str = "\
+const NOTES: &str = "\
+Producers publish to queues through the default exchange, consumers take from them; producer and
+consumer number i use queue number i modulo the number of queues. A line of progress goes to
+standard error each second, the summary to standard output. The queues are deleted at the end.
+
+Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, missed the
+deadline or did not pass --verify; 2 for options that make no sense.
+
 Examples:
   One producer, one queue, one consumer, automatic acknowledgement, for 10 seconds:
     leveret perf
