@@ -89,13 +89,16 @@ struct Part {
     published: Vec<u32>,
 }
 
+/// The vectors of a part that was applied.
+type Emptied = (Vec<(Slot, Settlement)>, Vec<u32>);
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Staged>,
     parts: Vec<Part>,
     /// Emptied vectors of earlier parts.
-    spare: Vec<(Vec<(Slot, Settlement)>, Vec<u32>)>,
+    spare: Vec<Emptied>,
     part_of: FxHashMap<QueueId, u32>,
     /// The part that was looked up last.
     last: usize,

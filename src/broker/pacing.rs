@@ -29,8 +29,8 @@ const UNPACED_BATCHES: u32 = 16;
 #[derive(Debug, Default)]
 pub(super) struct Pacing {
     waiting: Vec<Waker>,
+    /// Messages delivered, ever.
     delivered: u64,
-    delivered_at_last_look: u64,
     unpaced_batches: u32,
 }
 
@@ -44,7 +44,6 @@ impl Pacing {
             self.unpaced_batches -= 1;
             return false;
         }
-        self.delivered_at_last_look = self.delivered;
         true
     }
 
@@ -63,9 +62,9 @@ impl Pacing {
     }
 
     /// See [`super::QueueCell::is_catching_up`].
-    pub(super) fn is_catching_up(&mut self) -> bool {
-        let headway = self.delivered - self.delivered_at_last_look;
-        self.delivered_at_last_look = self.delivered;
+    pub(super) fn is_catching_up(&mut self, delivered: &mut u64) -> bool {
+        let headway = self.delivered - *delivered;
+        *delivered = self.delivered;
         let enough = headway >= HEADWAY_MIN;
         if !enough {
             self.unpaced_batches = UNPACED_BATCHES;

@@ -7,11 +7,12 @@
 //! Lock order: this lock, then one outbox at a time. Never two queues, never two outboxes. Work
 //! under the lock is one batch, bounded by one socket read.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::drive::Drive;
 use super::memory::Memory;
@@ -94,6 +95,36 @@ pub struct QueueCell {
     state: Mutex<State>,
 }
 
+/// The state while it is locked. A panic under the lock may leave a queue that does not hold
+/// together: it is then gone, as far as everybody else is concerned, and harms nothing else.
+struct Locked<'a> {
+    state: MutexGuard<'a, State>,
+    is_gone: &'a AtomicBool,
+}
+
+impl Deref for Locked<'_> {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.state
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.state.gone = true;
+            self.is_gone.store(true, Ordering::Release);
+        }
+    }
+}
+
 impl QueueCell {
     pub(crate) fn new(
         id: QueueId,
@@ -126,6 +157,10 @@ impl QueueCell {
         self.id
     }
 
+    fn lock(&self) -> Locked<'_> {
+        Locked { state: self.state.lock(), is_gone: &self.is_gone }
+    }
+
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -136,7 +171,7 @@ impl QueueCell {
 
     /// Ready messages and consumers, as `queue.declare-ok` reports them.
     pub(crate) fn counts(&self) -> (u32, u32) {
-        let state = self.state.lock();
+        let state = self.lock();
         (state.queue.ready() as u32, state.queue.consumer_count() as u32)
     }
 
@@ -149,7 +184,7 @@ impl QueueCell {
         content: impl Fn(u32) -> Content<'c>,
         drive: &mut Drive,
     ) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.gone {
             return;
         }
@@ -178,7 +213,7 @@ impl QueueCell {
         ok: Option<&AMQPClass>,
         drive: &mut Drive,
     ) -> Result<ConsumerKey, Refusal> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.gone {
             return Err(Refusal::Gone);
         }
@@ -204,7 +239,7 @@ impl QueueCell {
 
     /// Removes a consumer. Answers whether the queue is to be deleted now (auto-delete).
     pub(crate) fn cancel(&self, key: ConsumerKey, drive: &mut Drive) -> bool {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if !state.queue.cancel(key) {
             return false;
         }
@@ -231,7 +266,7 @@ impl QueueCell {
         source: u32,
         drive: &mut Drive,
     ) -> Result<bool, Refusal> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.gone {
             return Err(Refusal::Gone);
         }
@@ -249,7 +284,7 @@ impl QueueCell {
 
     /// Drops all ready messages; returns how many there were.
     pub(crate) fn purge(&self, drive: &mut Drive) -> u32 {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let count = state.queue.purge(&mut drive.effects);
         state.pacing.release(&mut drive.wakes);
         self.count_memory(&mut state);
@@ -258,7 +293,7 @@ impl QueueCell {
 
     /// Fills the byte window of a consumer that waited for room in its outbox.
     pub(crate) fn grant(self: &Arc<Self>, key: ConsumerKey, drive: &mut Drive) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let state = &mut *state;
         let Some(Some(subscriber)) = state.subscribers.get(key.index as usize) else { return };
         state.queue.grant(key, subscriber.outbox.window());
@@ -267,7 +302,7 @@ impl QueueCell {
 
     /// Lets consumers that their channel's shared prefetch limit had stopped try again.
     pub(crate) fn reopen(self: &Arc<Self>, drive: &mut Drive) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let state = &mut *state;
         state.queue.reopen();
         self.dispatch(state, &no_content, drive);
@@ -276,7 +311,7 @@ impl QueueCell {
     /// Marks the queue as deleted, drops its messages and tells its consumers. Answers how many
     /// messages were ready. The caller takes the name out of the vhost.
     pub(crate) fn delete(&self, condition: DeleteIf, drive: &mut Drive) -> Result<u32, Kept> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.gone {
             return Err(Kept::Gone);
         }
@@ -304,15 +339,21 @@ impl QueueCell {
 
     /// Ready when the consumers have caught up with the publishers, or the queue is gone.
     pub fn poll_caught_up(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let state = &mut *state;
         state.pacing.poll_caught_up(&state.queue, context)
     }
 
-    /// Whether the consumers made enough headway since the last call for the publisher to go on
-    /// waiting for them.
-    pub fn is_catching_up(&self) -> bool {
-        self.state.lock().pacing.is_catching_up()
+    /// Whether the consumers made enough headway since the publisher's last look for it to go on
+    /// waiting for them. `delivered` is the publisher's own, from look to look.
+    pub fn is_catching_up(&self, delivered: &mut u64) -> bool {
+        self.lock().pacing.is_catching_up(delivered)
+    }
+
+    #[cfg(test)]
+    pub(super) fn crash_for_test(&self) {
+        let _locked = self.lock();
+        panic!("as a bug in the queue would");
     }
 
     /// Assigns messages to consumers and encodes them, as long as that gives somebody room.

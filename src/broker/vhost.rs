@@ -52,10 +52,6 @@ impl Vhost {
         }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// See [`Vhost::route`]: what is known of routes holds while this does not change.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -86,7 +82,7 @@ impl Vhost {
     pub(crate) fn queue(&self, name: &str) -> Result<Arc<QueueCell>, AmqpError> {
         let id = self.topology.read().queue(name.as_bytes());
         let cell = id.and_then(|id| self.queues.get(&id).map(|cell| cell.clone()));
-        cell.ok_or_else(|| {
+        cell.filter(|cell| !cell.is_gone()).ok_or_else(|| {
             let text = format!("no {}", self.describe_queue(name));
             AmqpError::new(ReplyCode::NotFound, text)
         })
@@ -176,8 +172,13 @@ impl Vhost {
     /// Adds a queue, unless the name is taken.
     pub(crate) fn add_queue(&self, name: &str, declaration: Declaration) -> Option<Arc<QueueCell>> {
         let mut topology = self.topology.write();
-        if topology.queue(name.as_bytes()).is_some() {
-            return None;
+        if let Some(id) = topology.queue(name.as_bytes()) {
+            if self.queues.get(&id).is_some_and(|cell| !cell.is_gone()) {
+                return None;
+            }
+            // A crash has left it behind (see `QueueCell`).
+            topology.remove_queue(id);
+            self.queues.remove(&id);
         }
         let id = QueueId(self.next_queue.fetch_add(1, Ordering::Relaxed));
         let cell = Arc::new(QueueCell::new(id, name, declaration, self.memory.clone()));
@@ -260,5 +261,30 @@ impl Vhost {
 
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declaration() -> Declaration {
+        let arguments = FieldTable::default();
+        Declaration { durable: false, auto_delete: false, owner: None, arguments }
+    }
+
+    #[test]
+    fn a_crashed_queue_can_be_declared_again() {
+        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX)));
+        let asker = ConnectionId(1);
+        let first = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
+        let same = vhost.declare_queue("q", asker, declaration()).expect("an equivalent one");
+        assert_eq!(first.id(), same.id());
+        let crash = std::panic::AssertUnwindSafe(|| first.crash_for_test());
+        assert!(std::panic::catch_unwind(crash).is_err());
+        assert!(vhost.queue("q").is_err());
+        let second = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
+        assert_ne!(first.id(), second.id());
+        assert_eq!(second.counts(), (0, 0));
     }
 }

@@ -18,6 +18,19 @@ use crate::codec::value::{integer, type_name};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::ConsumerSpec;
 
+/// Refuses a prefetch limit in bytes, as RabbitMQ does. amq-protocol does not hand the field out, so
+/// it is read here: four bytes after class and method (specification section 1.8.3.1).
+pub(super) fn check_qos_size(payload: &[u8]) -> Result<(), AmqpError> {
+    match payload.get(4..8) {
+        Some(&[a, b, c, d]) if [a, b, c, d] != [0; 4] => {
+            let size = u32::from_be_bytes([a, b, c, d]);
+            let text = format!("prefetch_size!=0 ({size})");
+            Err(AmqpError::new(ReplyCode::NotImplemented, text))
+        }
+        _ => Ok(()),
+    }
+}
+
 impl Connection {
     /// Methods of class basic that are not hot.
     pub(super) fn handle_basic(
@@ -31,14 +44,18 @@ impl Connection {
             basic::AMQPMethod::Consume(consume) => self.consume(number, consume, worker),
             basic::AMQPMethod::Cancel(cancel) => self.cancel(number, &cancel, worker),
             basic::AMQPMethod::Get(get) => self.get(number, &get, worker),
-            basic::AMQPMethod::Recover(recover) => {
-                self.recover(number, recover.requeue, worker)?;
+            basic::AMQPMethod::Recover(basic::Recover { requeue }) => {
+                refuse_recovery_without_requeue(requeue)?;
+                // The answer precedes the deliveries that it leads to.
                 let ok = basic::AMQPMethod::RecoverOk(basic::RecoverOk {});
                 self.send(number, AMQPClass::Basic(ok), worker);
+                self.requeue_all(number, worker);
                 Ok(())
             }
-            basic::AMQPMethod::RecoverAsync(recover) => {
-                self.recover(number, recover.requeue, worker)
+            basic::AMQPMethod::RecoverAsync(basic::RecoverAsync { requeue }) => {
+                refuse_recovery_without_requeue(requeue)?;
+                self.requeue_all(number, worker);
+                Ok(())
             }
             // The answer to a cancel notification.
             basic::AMQPMethod::CancelOk(_) => Ok(()),
@@ -241,19 +258,6 @@ impl Connection {
         Ok(())
     }
 
-    fn recover(
-        &mut self,
-        number: u16,
-        requeue: bool,
-        worker: &mut Worker,
-    ) -> Result<(), AmqpError> {
-        if !requeue {
-            return Err(AmqpError::new(ReplyCode::NotImplemented, "requeue=false"));
-        }
-        self.requeue_all(number, worker);
-        Ok(())
-    }
-
     /// Requeues all that the channel has not settled, in place.
     pub(super) fn requeue_all(&mut self, number: u16, worker: &mut Worker) {
         self.take_over(number);
@@ -263,4 +267,11 @@ impl Connection {
         }
         self.commit(&[], worker);
     }
+}
+
+fn refuse_recovery_without_requeue(requeue: bool) -> Result<(), AmqpError> {
+    if requeue {
+        return Ok(());
+    }
+    Err(AmqpError::new(ReplyCode::NotImplemented, "requeue=false"))
 }

@@ -4,11 +4,12 @@
 //! the life of channels. It must not know what a method does.
 
 use super::channel::{Channel, Confirms, Mode};
+use super::consume::check_qos_size;
 use super::handshake::Phase;
 use super::{Connection, Worker};
 use crate::codec::frame::{Frame, FrameKind, describe};
 use crate::codec::hot::{self, Settle};
-use crate::codec::method::{AMQPClass, access, channel, confirm, parse_method};
+use crate::codec::method::{AMQPClass, access, basic, channel, confirm, parse_method};
 use crate::error::{AmqpError, ReplyCode};
 
 /// The refusal of a method that only servers send, or that RabbitMQ does not serve.
@@ -74,7 +75,11 @@ impl Connection {
         // Anything else sees the effect of all before it.
         self.commit(buffer, worker);
         let parsed = parse_method(frame.payload)?;
-        let outcome = self.take_method(number, parsed, worker);
+        let outcome = match parsed {
+            AMQPClass::Basic(basic::AMQPMethod::Qos(_)) => check_qos_size(frame.payload),
+            _ => Ok(()),
+        };
+        let outcome = outcome.and_then(|()| self.take_method(number, parsed, worker));
         if let Some(vhost) = &self.vhost {
             self.routes.refresh(vhost.generation());
         }

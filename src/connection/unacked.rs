@@ -22,8 +22,6 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Unacked {
     entries: VecDeque<Entry>,
-    /// Entries that are not settled.
-    len: usize,
     last_tag: u64,
 }
 
@@ -33,16 +31,11 @@ impl Extend<Unsettled> for Unacked {
             debug_assert!(unsettled.tag > self.last_tag, "tags rise");
             self.last_tag = unsettled.tag;
             self.entries.push_back(Entry { unsettled, settled: false });
-            self.len += 1;
         }
     }
 }
 
 impl Unacked {
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// Whether `tag` may be among the deliveries that were not taken over yet.
     pub(crate) fn is_ahead(&self, tag: u64) -> bool {
         tag > self.last_tag
@@ -54,7 +47,6 @@ impl Unacked {
         let entry = &mut self.entries[index];
         entry.settled = true;
         let unsettled = entry.unsettled;
-        self.len -= 1;
         self.trim();
         Some(unsettled)
     }
@@ -65,14 +57,12 @@ impl Unacked {
         let index = self.find(tag)?;
         let taken = self.entries.drain(..=index).filter(|entry| !entry.settled);
         let taken: Vec<Unsettled> = taken.map(|entry| entry.unsettled).collect();
-        self.len -= taken.len();
         self.trim();
         Some(taken)
     }
 
     /// Takes all, oldest first.
     pub(crate) fn take_all(&mut self) -> Vec<Unsettled> {
-        self.len = 0;
         let all = std::mem::take(&mut self.entries).into_iter();
         all.filter(|entry| !entry.settled).map(|entry| entry.unsettled).collect()
     }
@@ -91,7 +81,6 @@ impl Unacked {
                 Some(entry) if entry.unsettled.tag == unsettled.tag => entry.settled = false,
                 _ => self.entries.insert(at, Entry { unsettled, settled: false }),
             }
-            self.len += 1;
         }
     }
 

@@ -259,9 +259,12 @@ impl Reader {
 
 /// Waits for the consumers of a queue that its publisher outruns, as long as that pays.
 async fn pace(queue: &QueueCell) {
+    // The first look only sets the mark.
+    let mut delivered = 0;
+    queue.is_catching_up(&mut delivered);
     for _ in 0..PACE_LOOKS {
         let caught_up = std::future::poll_fn(|context| queue.poll_caught_up(context));
-        if timeout(PACE_LOOK, caught_up).await.is_ok() || !queue.is_catching_up() {
+        if timeout(PACE_LOOK, caught_up).await.is_ok() || !queue.is_catching_up(&mut delivered) {
             return;
         }
     }

@@ -3,8 +3,9 @@
 //! Owns credit (prefetch), byte windows, the round robin among equals and consumer priorities. It
 //! knows nothing of messages beyond their size, and of connections nothing at all.
 //!
-//! Invariant: a consumer is in the ring of its priority exactly when it is `in_ring`, and every
-//! consumer that could take a message (credit and window left, gate open) is in its ring.
+//! Invariant: a consumer that could take a message (credit and window left) is `waiting`, and then
+//! stands in the ring of its priority exactly once; or, when its gate refused it, among the stopped
+//! ones, in the order of the ring, until [`Consumers::reopen`].
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -58,7 +59,8 @@ struct Consumer {
     /// Messages it may still receive; unused when `prefetch` is 0 or `no_ack`.
     credit: u32,
     window: i64,
-    in_ring: bool,
+    /// Whether it is in its level's ring or stopped.
+    waiting: bool,
 }
 
 impl Consumer {
@@ -76,6 +78,8 @@ impl Consumer {
 struct Level {
     priority: i64,
     ring: VecDeque<u32>,
+    /// Refused by their gate. They keep their order, so that consumers behind one gate take turns.
+    stopped: Vec<u32>,
 }
 
 /// See the module's description.
@@ -113,13 +117,13 @@ impl Consumers {
             generation,
             credit: spec.prefetch,
             window: i64::from(spec.window),
-            in_ring: false,
+            waiting: false,
             spec,
         };
         if !self.levels.iter().any(|level| level.priority == consumer.spec.priority) {
             let at = self.levels.partition_point(|level| level.priority > consumer.spec.priority);
-            let level = Level { priority: consumer.spec.priority, ring: VecDeque::new() };
-            self.levels.insert(at, level);
+            let priority = consumer.spec.priority;
+            self.levels.insert(at, Level { priority, ring: VecDeque::new(), stopped: Vec::new() });
         }
         self.table[index] = Some(consumer);
         self.len += 1;
@@ -137,6 +141,7 @@ impl Consumers {
         let priority = consumer.spec.priority;
         if let Some(level) = self.levels.iter_mut().find(|level| level.priority == priority) {
             level.ring.retain(|index| *index != key.index);
+            level.stopped.retain(|index| *index != key.index);
         }
         let in_use = self.table.iter().flatten().any(|other| other.spec.priority == priority);
         if !in_use {
@@ -163,8 +168,8 @@ impl Consumers {
                 let pass =
                     if consumer.spec.no_ack { Pass::Free } else { consumer.spec.gate.pass() };
                 if pass == Pass::Refused {
-                    consumer.in_ring = false;
                     level.ring.pop_front();
+                    level.stopped.push(index);
                     continue;
                 }
                 consumer.window -= i64::from(cost);
@@ -177,7 +182,7 @@ impl Consumers {
                     exhausted.push(key);
                 }
                 if !consumer.can_take() {
-                    consumer.in_ring = false;
+                    consumer.waiting = false;
                     level.ring.pop_front();
                 } else if level.ring.len() > 1 {
                     level.ring.rotate_left(1);
@@ -209,10 +214,8 @@ impl Consumers {
 
     /// Lets consumers that a gate refused try again.
     pub(crate) fn reopen(&mut self) {
-        for index in 0..self.table.len() as u32 {
-            if self.table[index as usize].is_some() {
-                self.enter_ring(index);
-            }
+        for level in &mut self.levels {
+            level.ring.extend(level.stopped.drain(..));
         }
     }
 
@@ -223,10 +226,10 @@ impl Consumers {
 
     fn enter_ring(&mut self, index: u32) {
         let consumer = self.table[index as usize].as_mut().expect("the caller found it");
-        if consumer.in_ring || !consumer.can_take() {
+        if consumer.waiting || !consumer.can_take() {
             return;
         }
-        consumer.in_ring = true;
+        consumer.waiting = true;
         let priority = consumer.spec.priority;
         let level = self.levels.iter_mut().find(|level| level.priority == priority);
         level.expect("each priority in use has a level").ring.push_back(index);
@@ -240,10 +243,11 @@ impl Consumers {
         for (index, consumer) in self.table.iter().enumerate() {
             let Some(consumer) = consumer else { continue };
             let level = self.levels.iter().find(|l| l.priority == consumer.spec.priority);
-            let ring = &level.expect("a level for each priority").ring;
-            let times = ring.iter().filter(|ringed| **ringed == index as u32).count();
-            assert_eq!(times, usize::from(consumer.in_ring), "consumer {index} in its ring");
-            assert!(!consumer.in_ring || consumer.can_take());
+            let level = level.expect("a level for each priority");
+            let places = level.ring.iter().chain(&level.stopped);
+            let times = places.filter(|place| **place == index as u32).count();
+            assert_eq!(times, usize::from(consumer.waiting), "consumer {index} waits once");
+            assert_eq!(consumer.waiting, consumer.can_take());
             assert!(consumer.credit <= consumer.spec.prefetch);
         }
     }

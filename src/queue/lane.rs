@@ -292,7 +292,7 @@ mod tests {
             lane.check_invariants(1);
         }
         assert!(lane.memory() < 2 * SEGMENT_BYTES, "{}", lane.memory());
-        assert_eq!(lane.content(hoarded.location).body.len(), body.len());
+        assert_eq!(lane.content(hoarded.location).body.size(), body.len());
         lane.settle(hoarded.location, &mut spares);
         lane.check_invariants(0);
     }

@@ -128,7 +128,7 @@ impl Queue {
     /// Takes a message at the tail, or hands it off directly when nothing waits before it and the
     /// next consumer needs no acknowledgement. `token` names the message to the driver.
     pub(crate) fn enqueue(&mut self, content: &Content<'_>, token: u32, effects: &mut Effects) {
-        let body_len = content.body.len() as u64;
+        let body_len = content.body.size() as u64;
         let limited = self.limits.are_set();
         if limited {
             // A consumer with credit makes room first, so that batching changes nothing.

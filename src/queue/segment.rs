@@ -39,20 +39,16 @@ pub enum Body<'a> {
 
 impl Body<'_> {
     /// The body's length in bytes.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         match self {
             Self::Inline(bytes) => bytes.len(),
             Self::Shared(bytes) => bytes.len(),
         }
     }
 
-    /// Whether the body has no bytes.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// The bytes of the body, wherever they are.
-    pub fn bytes(&self) -> &[u8] {
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Self::Inline(bytes) => bytes,
             Self::Shared(bytes) => bytes,
@@ -75,7 +71,7 @@ impl Content<'_> {
     /// Bytes that a delivery of this message takes on the wire, roughly: what byte windows spend.
     pub fn cost(&self) -> u32 {
         const DELIVER_OVERHEAD: usize = 64;
-        let bytes = self.address.len() + self.header.len() + self.body.len() + DELIVER_OVERHEAD;
+        let bytes = self.address.len() + self.header.len() + self.body.size() + DELIVER_OVERHEAD;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
@@ -137,7 +133,7 @@ impl Segment {
         debug_assert!(content.header.len() < 1 << HEADER_BITS, "bounded by frame_max");
         let sizes = content.address.len() as u32 | (content.header.len() as u32) << ADDRESS_BITS;
         self.bytes.reserve(record_len(content));
-        self.bytes.extend_from_slice(&(content.body.len() as u32).to_le_bytes());
+        self.bytes.extend_from_slice(&(content.body.size() as u32).to_le_bytes());
         match content.body {
             Body::Inline(body) => {
                 self.bytes.extend_from_slice(&sizes.to_le_bytes());
