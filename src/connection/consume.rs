@@ -18,7 +18,7 @@ use crate::codec::value::{integer, type_name};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::ConsumerSpec;
 
-/// Refuses a prefetch limit in bytes, as RabbitMQ does. amq-protocol does not hand the field out, so
+/// Refuses a prefetch limit in bytes, as RabbitMQ does. amq-protocol leaves the field out, so
 /// it is read here: four bytes after class and method (specification section 1.8.3.1).
 pub(super) fn check_qos_size(payload: &[u8]) -> Result<(), AmqpError> {
     match payload.get(4..8) {
