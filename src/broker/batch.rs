@@ -133,10 +133,24 @@ impl Batch {
     pub(crate) fn commit(&mut self, buffer: &[u8], drive: &mut Drive, rejected: &mut Vec<u32>) {
         let messages = &self.messages;
         let content = |token: u32| messages[token as usize].content(buffer);
-        for part in self.parts.drain(..) {
-            let Part { cell, mut settled, mut published } = part;
-            cell.commit(&settled, &published, content, drive);
+        for part in &self.parts {
+            part.cell.commit(&part.settled, &part.published, content, drive);
             rejected.append(&mut drive.effects.rejected);
+        }
+        self.clear();
+    }
+
+    /// Drops the publishes and applies the settlements, those that were applied already included,
+    /// which does nothing: for a batch that a crash has interrupted.
+    pub(crate) fn abandon(&mut self, drive: &mut Drive) {
+        for part in std::mem::take(&mut self.parts) {
+            part.cell.commit(&part.settled, &[], |_| unreachable!("nothing is published"), drive);
+        }
+        self.clear();
+    }
+
+    fn clear(&mut self) {
+        for Part { mut settled, mut published, .. } in self.parts.drain(..) {
             settled.clear();
             published.clear();
             self.spare.push((settled, published));

@@ -30,6 +30,12 @@ impl Drive {
         &mut self.wakes
     }
 
+    /// Forgets what a crashed drive left half done. Whoever was to be woken still is.
+    pub(crate) fn forget(&mut self) {
+        let wakes = std::mem::take(&mut self.wakes);
+        *self = Self { wakes, ..Self::default() };
+    }
+
     /// Wakes whom the drive has work for, and frees what was deleted. Called when no lock is held.
     pub fn wake_all(&mut self) {
         self.deleted.clear();

@@ -4,8 +4,8 @@
 //! synchronous and knows neither sockets nor frames' order on a connection.
 //!
 //! Locks, in the order in which they may be taken: a vhost's topology, one queue
-//! ([`QueueCell`]), one outbox ([`Outbox`]). A map's shard is never held together with one of
-//! these. Nothing is ever awaited under a lock.
+//! ([`QueueCell`]), one outbox ([`Outbox`]). A map's shard is held for one look-up only, and no
+//! other lock is taken meanwhile. Nothing is ever awaited under a lock.
 
 mod auth;
 mod batch;
@@ -31,7 +31,7 @@ pub(crate) use batch::{OwnedMessage, Span, Staged};
 pub use drive::Drive;
 pub use memory::Memory;
 pub(crate) use memory::{CountedBody, Reservation};
-pub use outbox::{ConnectionId, Outbox, Outgoing, REPLIES_MAX_BYTES};
+pub use outbox::{ConnectionId, Outbox, Outgoing};
 pub(crate) use outbox::{Subscriber, Unsettled};
 pub(crate) use prefetch::ChannelPrefetch;
 pub use queue_cell::QueueCell;

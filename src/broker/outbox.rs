@@ -10,7 +10,7 @@
 //! a swap, never during IO.
 //!
 //! Bounds: deliveries stop at [`HIGH_WATER_BYTES`] plus what consumers' windows still allow; a
-//! reader that produces replies stops at [`REPLIES_MAX_BYTES`].
+//! reader that produces replies stops at `REPLIES_MAX_BYTES`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -30,7 +30,7 @@ use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, Slot};
 pub const HIGH_WATER_BYTES: usize = 768 * 1024;
 
 /// A connection whose own requests have produced this much unread output is not read any further.
-pub const REPLIES_MAX_BYTES: usize = 4 * 1024 * 1024;
+const REPLIES_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 const WINDOW_MAX_BYTES: u32 = 512 * 1024;
 const WINDOW_MIN_BYTES: u32 = 16 * 1024;
@@ -110,6 +110,8 @@ struct State {
     closed: bool,
     /// Whether anything was written since the last idle check.
     used: bool,
+    /// Bytes in `out` that answer the client's own requests.
+    reply_bytes: usize,
 }
 
 /// See the module's description.
@@ -176,12 +178,19 @@ impl Outbox {
 
     pub(crate) fn lock(&self) -> OutboxGuard<'_> {
         let frame_max = self.frame_max.load(Ordering::Relaxed);
-        OutboxGuard { state: self.state.lock(), frame_max }
+        OutboxGuard { state: self.state.lock(), frame_max, reply_from: None }
+    }
+
+    /// Locks for appending replies, which are counted: see [`Outbox::is_congested`].
+    pub(crate) fn lock_for_reply(&self) -> OutboxGuard<'_> {
+        let mut guard = self.lock();
+        guard.reply_from = Some(guard.state.out.len());
+        guard
     }
 
     /// Appends a method frame.
     pub(crate) fn send(&self, channel: u16, method: &AMQPClass, wakes: &mut Vec<Waker>) {
-        let mut guard = self.lock();
+        let mut guard = self.lock_for_reply();
         put_method(guard.buffer(), channel, method);
         guard.wake(wakes);
     }
@@ -212,9 +221,10 @@ impl Outbox {
         Poll::Pending
     }
 
-    /// Bytes that wait to be swapped out by the writer.
-    pub fn pending_bytes(&self) -> usize {
-        self.state.lock().out.len()
+    /// Whether the client asks more than it reads the answers of. Deliveries do not count: a client
+    /// that only writes for a while must not be stopped because somebody else publishes to it.
+    pub fn is_congested(&self) -> bool {
+        self.state.lock().reply_bytes > REPLIES_MAX_BYTES
     }
 
     /// Ends the connection's output: what is there is still written, nothing is added.
@@ -246,6 +256,7 @@ impl Outbox {
             std::mem::swap(into, &mut state.spare);
             std::mem::swap(into, &mut state.out);
             state.used = true;
+            state.reply_bytes = 0;
             if let Some(reader) = state.reader.take() {
                 reader.wake();
             }
@@ -268,7 +279,10 @@ impl Outbox {
         buffer.clear();
         let mut state = self.state.lock();
         state.spare = buffer;
-        parked.append(&mut state.parked);
+        // While there is no room, they stay: there will be another write.
+        if state.out.len() < HIGH_WATER_BYTES {
+            parked.append(&mut state.parked);
+        }
     }
 
     /// Gives large buffers back when nothing was written since the last call.
@@ -288,6 +302,16 @@ impl Outbox {
 pub(crate) struct OutboxGuard<'a> {
     state: MutexGuard<'a, State>,
     frame_max: u32,
+    /// Where replies began to be appended.
+    reply_from: Option<usize>,
+}
+
+impl Drop for OutboxGuard<'_> {
+    fn drop(&mut self) {
+        if let Some(from) = self.reply_from {
+            self.state.reply_bytes += self.state.out.len() - from;
+        }
+    }
 }
 
 impl OutboxGuard<'_> {
@@ -404,5 +428,72 @@ impl OutboxGuard<'_> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::SHARED_BODY_MIN;
+
+    fn outbox() -> Outbox {
+        let outbox = Outbox::new(ConnectionId(1));
+        outbox.set_frame_max(4096);
+        outbox
+    }
+
+    fn take(outbox: &Outbox) -> Option<Outgoing> {
+        let mut taken = Outgoing::default();
+        match outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut taken) {
+            Poll::Ready(true) => Some(taken),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn consumers_share_the_room() {
+        let outbox = outbox();
+        assert_eq!(outbox.window(), WINDOW_MAX_BYTES);
+        (0..1000).for_each(|_| outbox.add_consumer());
+        assert_eq!(outbox.window(), WINDOW_MIN_BYTES);
+        (0..1000).for_each(|_| outbox.remove_consumer());
+        assert_eq!(outbox.window(), WINDOW_MAX_BYTES);
+    }
+
+    #[test]
+    fn only_replies_congest() {
+        let outbox = outbox();
+        outbox.lock().buffer().resize(2 * REPLIES_MAX_BYTES, 0);
+        assert!(!outbox.is_congested());
+        outbox.lock_for_reply().buffer().resize(4 * REPLIES_MAX_BYTES, 0);
+        assert!(outbox.is_congested());
+        assert!(take(&outbox).is_some());
+        assert!(!outbox.is_congested());
+    }
+
+    #[test]
+    fn what_is_there_is_written_before_the_end() {
+        let outbox = outbox();
+        outbox.lock().buffer().push(1);
+        outbox.close();
+        assert_eq!(take(&outbox).map(|out| out.buffer), Some(vec![1]));
+        let mut taken = Outgoing::default();
+        let end = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut taken);
+        assert_eq!(end, Poll::Ready(false));
+    }
+
+    #[test]
+    fn a_large_body_is_chained_in_frames() {
+        let outbox = outbox();
+        let body = Bytes::from(vec![7; SHARED_BODY_MIN]);
+        let content = Content { address: b"\0\0", header: &[0; 14], body: Body::Shared(&body) };
+        outbox.lock().put_content(1, &content);
+        let out = take(&outbox).expect("something to write");
+        let sizes: Vec<usize> = out.large.iter().map(|(_, part)| part.len()).collect();
+        assert_eq!(sizes, [4088, 4088, 4088, 4088, 32]);
+        assert!(out.large.iter().all(|(at, _)| out.buffer[*at] == FRAME_END));
+        assert!(!body.is_unique());
+        drop(out);
+        assert!(body.is_unique());
     }
 }

@@ -195,8 +195,17 @@ impl QueueCell {
                 Settlement::Requeue => state.queue.put_back(*slot),
             }
         }
+        // A limit must not cost a message that a consumer has room for: in a limited queue, windows
+        // are filled before the next message comes.
+        let limited = state.queue.is_limited();
+        if limited && !settled.is_empty() {
+            self.dispatch(state, &content, drive);
+        }
         for token in published {
             state.queue.enqueue(&content(*token), *token, &mut drive.effects);
+            if limited && !drive.effects.exhausted.is_empty() {
+                self.dispatch(state, &content, drive);
+            }
         }
         self.dispatch(state, &content, drive);
         if !published.is_empty() && state.pacing.is_outrun(&state.queue) {
@@ -273,7 +282,7 @@ impl QueueCell {
         let Some(got) = state.queue.get(no_ack) else { return Ok(false) };
         let left = state.queue.ready() as u32;
         {
-            let mut guard = outbox.lock();
+            let mut guard = outbox.lock_for_reply();
             guard.get_ok(channel, source, &got, left, &state.queue.got_content(&got));
             guard.wake(&mut drive.wakes);
         }

@@ -27,8 +27,7 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::broker::{
-    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, QueueCell, REPLIES_MAX_BYTES,
-    Vhost,
+    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, QueueCell, Vhost,
 };
 use crate::clock::Millis;
 use crate::codec::frame;
@@ -51,10 +50,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Forgets what is staged: a connection has crashed before it was applied.
-    pub fn forget_staged(&mut self) {
+    /// Cleans up after a connection that crashed before its batch was applied: what it had settled
+    /// stays settled, what it published was never confirmed and is dropped.
+    pub fn abandon_staged(&mut self) {
         if !self.batch.is_empty() || !self.rejected.is_empty() {
-            *self = Self::default();
+            self.drive.forget();
+            self.batch.abandon(&mut self.drive);
+            self.rejected.clear();
         }
     }
 }
@@ -209,7 +211,7 @@ impl Connection {
                     let payload_at = consumed + 7;
                     consumed += used;
                     let replied = self.take_frame(&frame, payload_at, bytes, worker);
-                    congested = replied && self.outbox.pending_bytes() > REPLIES_MAX_BYTES;
+                    congested = replied && self.outbox.is_congested();
                 }
                 Err(error) => {
                     // What follows cannot be told apart into frames any more.
@@ -231,7 +233,7 @@ impl Connection {
         if let Phase::Over { linger_ms } = self.phase {
             return Next::Close { linger_ms };
         }
-        if congested || self.outbox.pending_bytes() > REPLIES_MAX_BYTES {
+        if congested || self.outbox.is_congested() {
             return Next::AwaitDrain;
         }
         let hold_back = self.published && self.broker.memory().is_alarmed();

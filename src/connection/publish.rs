@@ -324,7 +324,7 @@ impl Connection {
     /// basic.return, which precedes the message's confirm.
     pub(super) fn send_return(&mut self, number: u16, content: &Content<'_>, worker: &mut Worker) {
         let code = ReplyCode::NoRoute;
-        let mut guard = self.outbox.lock();
+        let mut guard = self.outbox.lock_for_reply();
         encode::put_return(guard.buffer(), number, code.code(), code.name(), content.address);
         guard.put_content(number, content);
         guard.wake(&mut worker.drive.wakes);
@@ -341,7 +341,7 @@ impl Connection {
         if self.confirming.is_empty() {
             return;
         }
-        let mut guard = self.outbox.lock();
+        let mut guard = self.outbox.lock_for_reply();
         for number in self.confirming.drain(..) {
             let Some(channel) = &mut self.channels[usize::from(number)] else { continue };
             let Mode::Confirm(confirms) = &mut channel.mode else { continue };

@@ -109,3 +109,54 @@ impl Unacked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::test_slot;
+
+    fn unacked(tags: &[u64]) -> Unacked {
+        let mut unacked = Unacked::default();
+        unacked.extend(tags.iter().map(|tag| Unsettled {
+            tag: *tag,
+            source: 0,
+            slot: test_slot(),
+            counted: false,
+        }));
+        unacked
+    }
+
+    fn tags(taken: &[Unsettled]) -> Vec<u64> {
+        taken.iter().map(|unsettled| unsettled.tag).collect()
+    }
+
+    #[test]
+    fn a_tag_is_taken_once_and_tags_with_gaps_are_found() {
+        // Tags 2 and 4 went to a consumer without acknowledgement.
+        let mut unacked = unacked(&[1, 3, 5, 6]);
+        assert!(unacked.take(2).is_none());
+        assert_eq!(unacked.take(5).map(|u| u.tag), Some(5));
+        assert!(unacked.take(5).is_none());
+        assert!(unacked.take(7).is_none() && unacked.is_ahead(7) && !unacked.is_ahead(6));
+        assert_eq!(tags(&unacked.take_all()), [1, 3, 6]);
+    }
+
+    #[test]
+    fn multiple_takes_all_up_to_a_tag_that_is_there() {
+        let mut unacked = unacked(&[1, 2, 3, 4]);
+        unacked.take(2);
+        assert!(unacked.take_up_to(2).is_none(), "RabbitMQ: the tag itself must be unsettled");
+        assert_eq!(tags(&unacked.take_up_to(3).expect("3 is there")), [1, 3]);
+        assert!(unacked.take_up_to(3).is_none());
+        assert_eq!(tags(&unacked.take_all()), [4]);
+        assert!(unacked.take_all().is_empty());
+    }
+
+    #[test]
+    fn a_rollback_restores_the_order() {
+        let mut unacked = unacked(&[1, 2, 3, 4, 5]);
+        let taken: Vec<Unsettled> = [4, 1, 2].iter().filter_map(|tag| unacked.take(*tag)).collect();
+        unacked.restore(taken);
+        assert_eq!(tags(&unacked.take_up_to(4).expect("4 is back")), [1, 2, 3, 4]);
+    }
+}

@@ -84,12 +84,17 @@ struct Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.release();
-        self.registry.remove(self.connection.outbox().id());
+        let name = self.connection.name();
         if std::thread::panicking() {
-            let name = self.connection.name();
             tracing::error!(connection = name, "connection crashed: this is a bug in the broker");
         }
+        // A second panic while the first unwinds would end the process.
+        let release = std::panic::AssertUnwindSafe(|| self.release());
+        if std::panic::catch_unwind(release).is_err() {
+            tracing::error!(connection = name, "connection left something behind in its crash");
+            self.connection.outbox().abort();
+        }
+        self.registry.remove(self.connection.outbox().id());
     }
 }
 

@@ -22,11 +22,12 @@ thread_local! {
     static LENT: RefCell<Lent> = RefCell::default();
 }
 
-/// Runs `work` with this thread's memory. What it staged before a panic is forgotten.
+/// Runs `work` with this thread's memory. A panic during earlier work is cleaned up
+/// after first.
 pub(super) fn with<T>(work: impl FnOnce(&mut Lent) -> T) -> T {
     LENT.with(|lent| {
         let lent = &mut *lent.borrow_mut();
-        lent.worker.forget_staged();
+        lent.worker.abandon_staged();
         let outcome = work(lent);
         lent.worker.drive.wake_all();
         outcome

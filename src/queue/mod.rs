@@ -26,6 +26,8 @@ pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
 pub use segment::{Body, Content, SHARED_BODY_MIN};
 pub(crate) use spec::{Limits, Overflow, check_arguments, check_equivalence};
 pub(crate) use unacked::Slot;
+#[cfg(test)]
+pub(crate) use unacked::test_slot;
 
 use consumers::Consumers;
 use lane::{Lane, Location, Spares, Taken};
@@ -98,6 +100,11 @@ impl Queue {
             ready_bytes: 0,
             ready_cost: 0,
         }
+    }
+
+    /// Whether a message may be dropped or refused for want of room.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limits.are_set()
     }
 
     /// Messages that wait for a consumer.

@@ -20,7 +20,7 @@ mod reference;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::{Limits, Overflow};
+use super::Limits;
 use driver::Driver;
 use history::{History, Payload, Pick, Step, Subscription, arb_history};
 use reference::Reference;
@@ -227,4 +227,14 @@ fn consumers_behind_a_shared_gate_take_turns() {
     }
     let history = History { limits: Limits::default(), gate_limit: 1, steps };
     assert_eq!(receivers(&history), [(0, 0), (1, 1), (0, 2), (1, 3)]);
+}
+
+/// A consumer whose window is used up in the middle of a batch has room for the rest of it.
+#[test]
+fn a_limit_costs_no_message_that_a_consumer_has_room_for() {
+    let consumer = Subscription { no_ack: true, is_gated: false, window: 1, ..GATED };
+    let limits = Limits { length_max: Some(1), ..Limits::default() };
+    let steps = vec![Step::Subscribe(consumer), publish(4)];
+    let history = History { limits, gate_limit: 0, steps };
+    assert_eq!(receivers(&history), [(0, 0), (0, 1), (0, 2), (0, 3)]);
 }

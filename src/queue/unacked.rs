@@ -37,6 +37,7 @@ pub(crate) struct Unacked {
 }
 
 impl Unacked {
+    #[cfg(any(test, debug_assertions))]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -77,6 +78,12 @@ impl Unacked {
         }
         Some(unsettled)
     }
+}
+
+/// Some slot, for tests of those who only carry it.
+#[cfg(test)]
+pub(crate) fn test_slot() -> Slot {
+    Slot { index: 0, guard: 0 }
 }
 
 #[cfg(test)]

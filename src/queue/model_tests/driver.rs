@@ -245,8 +245,15 @@ impl Driver {
         for (number, payload) in (first..).zip(published) {
             self.samples.push(Sample::new(number, payload));
         }
-        for (token, sample) in (0..).zip(&self.samples[first..]) {
-            self.queue.enqueue(&sample.content(), token, &mut self.effects);
+        let is_limited = self.queue.is_limited();
+        if is_limited {
+            self.dispatch(first, out);
+        }
+        for (token, number) in (0..).zip(first..self.samples.len()) {
+            self.queue.enqueue(&self.samples[number].content(), token, &mut self.effects);
+            if is_limited && !self.effects.exhausted.is_empty() {
+                self.dispatch(first, out);
+            }
         }
         self.dispatch(first, out);
         let rejected = self.effects.rejected.drain(..);

@@ -167,8 +167,11 @@ impl Reference {
     fn publish(&mut self, payload: &Payload) {
         let number = self.published;
         self.published += 1;
-        // Whoever can take what is there makes room before the limits are looked at.
-        self.deliver_in_order();
+        let is_limited = self.limits.length_max.is_some() || self.limits.bytes_max.is_some();
+        if is_limited {
+            // Whoever can take what is there makes room before the limits are looked at.
+            self.deliver();
+        }
         let body_len = payload.body_len as u64;
         if self.limits.overflow == Overflow::RejectPublish && self.is_beyond_limits(1, body_len) {
             self.outcome.rejected.push(number);
@@ -176,8 +179,11 @@ impl Reference {
         }
         let cost = payload.cost();
         self.messages.push(Message { number, body_len, cost, came_back: false, taken: None });
-        self.deliver_in_order();
-        self.drop_from_head();
+        if is_limited {
+            self.deliver();
+        } else {
+            self.deliver_in_order();
+        }
     }
 
     /// Delivers what can be delivered, and fills windows where there is room, until neither leads
