@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::content::Incoming;
-use super::publish::LastRoute;
+use super::publish_run::LastPublish;
 use super::transaction::Transaction;
 use super::unacked::Unacked;
 use crate::broker::{ChannelPrefetch, QueueCell, Unsettled};
@@ -66,8 +66,7 @@ pub(super) struct Channel {
     pub(super) reply_queue: Option<Arc<QueueCell>>,
     /// What an empty queue name means.
     pub(super) last_queue: String,
-    /// The address of the last publish and its route, by index.
-    pub(super) last_route: LastRoute,
+    pub(super) last_publish: LastPublish,
 }
 
 impl Channel {
@@ -83,7 +82,7 @@ impl Channel {
             incoming: None,
             reply_queue: None,
             last_queue: String::new(),
-            last_route: LastRoute::default(),
+            last_publish: LastPublish::default(),
         }
     }
 

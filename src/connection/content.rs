@@ -114,6 +114,12 @@ impl Incoming {
     ) -> Result<bool, AmqpError> {
         let header = ContentHeader::parse(frame.payload)?;
         let (class, method) = PUBLISH;
+        if header.weight != 0 {
+            // RabbitMQ does not take it for a content header.
+            return Err(unexpected(
+                "expected content header for class 60, got non content header frame instead",
+            ));
+        }
         if header.class_id != class {
             let got = header.class_id;
             return Err(unexpected(&format!(

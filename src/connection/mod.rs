@@ -16,6 +16,7 @@ mod dispatch;
 mod handshake;
 mod liveness;
 mod publish;
+mod publish_run;
 mod sasl;
 mod settle;
 mod topology;
@@ -177,6 +178,11 @@ impl Connection {
         self.phase == Phase::Open
     }
 
+    /// The largest body that is taken, in bytes.
+    fn message_size_max(&self) -> u64 {
+        self.broker.config().limits.max_message_size_bytes
+    }
+
     fn id(&self) -> ConnectionId {
         self.outbox.id()
     }
@@ -203,6 +209,13 @@ impl Connection {
                 let Some(used) = self.take_protocol_header(rest, worker) else { break };
                 consumed += used;
                 continue;
+            }
+            if self.phase == Phase::Open && !alarmed {
+                let used = self.take_run(bytes, consumed, worker);
+                if used > 0 {
+                    consumed += used;
+                    continue;
+                }
             }
             match frame::split(rest, self.frame_max) {
                 Ok(None) => break,

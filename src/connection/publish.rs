@@ -11,7 +11,7 @@ use super::channel::{Confirms, Mode};
 use super::content::{Incoming, Message};
 use super::transaction::Pending;
 use super::{Connection, Worker};
-use crate::broker::{QueueCell, Span};
+use crate::broker::{QueueCell, Span, Staged};
 use crate::codec::encode;
 use crate::codec::frame::Frame;
 use crate::codec::hot::{self, Publish};
@@ -22,7 +22,7 @@ use crate::queue::Content;
 use crate::routing::Routed;
 
 /// Properties that need a look at publish; a message with none of them goes straight on.
-const SPECIAL: u16 =
+pub(super) const SPECIAL: u16 =
     properties::HEADERS | properties::REPLY_TO | properties::EXPIRATION | properties::USER_ID;
 
 /// The cache is emptied when it holds this many routes: with keys that never repeat it is of no
@@ -36,6 +36,10 @@ pub(super) const REPLY_TO: &str = "amq.rabbitmq.reply-to";
 /// have a say.
 const UNCACHED: usize = 0;
 
+/// Where the address begins in the payload of basic.publish: after class and method (4 bytes) and
+/// a reserved field (2 bytes).
+pub(super) const ADDRESS_AT: usize = 6;
+
 /// Routes by address (exchange and routing key as on the wire), valid for one generation of the
 /// vhost's topology.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ pub(super) struct Routes {
     routes: Vec<Vec<Arc<QueueCell>>>,
     routed: Routed,
     /// Raised when the routes are forgotten, so that indices kept elsewhere are not used.
-    epoch: u64,
+    pub(super) epoch: u64,
 }
 
 impl Default for Routes {
@@ -68,6 +72,11 @@ impl Routes {
             self.generation = generation;
             self.clear();
         }
+    }
+
+    /// Whether a route has queues.
+    pub(super) fn leads_somewhere(&self, route: usize) -> bool {
+        !self.routes[route].is_empty()
     }
 
     fn clear(&mut self) {
@@ -95,14 +104,6 @@ impl Routes {
     }
 }
 
-/// The last publish's address on a channel and its route.
-#[derive(Debug, Default)]
-pub(super) struct LastRoute {
-    address: Vec<u8>,
-    epoch: u64,
-    route: usize,
-}
-
 /// A publish that some queue may refuse, so that its confirm has to wait for the outcome.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Refusable {
@@ -124,10 +125,11 @@ impl Connection {
             let error = AmqpError::new(ReplyCode::NotImplemented, "immediate=true");
             return Err(error.of(hot::BASIC, hot::PUBLISH));
         }
-        // Class and method (4 bytes) and a reserved field (2 bytes) stand before the address.
-        let address = Span::new(at + 6, publish.address.len());
+        let address = Span::new(at + ADDRESS_AT, publish.address.len());
         self.published = true;
-        self.channel_mut(number).incoming = Some(Incoming::new(address, publish.mandatory));
+        let channel = self.channel_mut(number);
+        channel.last_publish.remember(payload);
+        channel.incoming = Some(Incoming::new(address, publish.mandatory));
         Ok(())
     }
 
@@ -140,7 +142,7 @@ impl Connection {
         buffer: &[u8],
         worker: &mut Worker,
     ) -> Result<(), AmqpError> {
-        let size_max = self.broker.config().limits.max_message_size_bytes;
+        let size_max = self.message_size_max();
         let channel = self.channels[usize::from(number)].as_mut();
         let incoming = &mut channel.expect("dispatched to an open channel").incoming;
         let expected = incoming.as_mut().expect("content is due");
@@ -167,34 +169,37 @@ impl Connection {
             self.check_special(number, &mut message, buffer)?
         };
         let route = self.route(number, &message, &more_keys, buffer)?;
-        let confirm = match &mut self.channel_mut(number).mode {
-            Mode::Plain => None,
+        let mandatory = message.mandatory;
+        let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
+        if let Mode::Transactional(transaction) = &mut channel.mode {
+            let queues = self.routes.routes[route].clone();
+            let message = message.into_owned(buffer);
+            return transaction.publish(Pending { message, mandatory, queues });
+        }
+        let staged = message.into_staged(buffer);
+        if mandatory && self.routes.routes[route].is_empty() {
+            self.send_return(number, &staged.content(buffer), worker);
+        }
+        self.stage(number, staged, route, worker);
+        Ok(())
+    }
+
+    /// Stages a message for the queues of its route, and numbers it where confirms are due.
+    pub(super) fn stage(&mut self, number: u16, staged: Staged, route: usize, worker: &mut Worker) {
+        let channel = self.channels[usize::from(number)].as_mut().expect("it publishes");
+        let confirm = match &mut channel.mode {
             Mode::Confirm(confirms) => {
                 confirms.last += 1;
+                if !self.confirming.contains(&number) {
+                    self.confirming.push(number);
+                }
                 Some(confirms.last)
             }
-            Mode::Transactional(_) => {
-                let queues = self.routes.routes[route].clone();
-                let mandatory = message.mandatory;
-                let message = message.into_owned(buffer);
-                let pending = Pending { message, mandatory, queues };
-                let Mode::Transactional(transaction) = &mut self.channel_mut(number).mode else {
-                    unreachable!("matched above")
-                };
-                return transaction.publish(pending);
-            }
+            _ => None,
         };
-        if confirm.is_some() && !self.confirming.contains(&number) {
-            self.confirming.push(number);
-        }
-        let mandatory = message.mandatory;
-        let staged = message.into_staged(buffer);
         let queues = &self.routes.routes[route];
         if queues.is_empty() {
-            if mandatory {
-                self.send_return(number, &staged.content(buffer), worker);
-            }
-            return Ok(());
+            return;
         }
         let token = worker.batch.stage(staged);
         let mut refusable = false;
@@ -205,7 +210,6 @@ impl Connection {
         if let Some(confirm) = confirm.filter(|_| refusable) {
             self.refusable.push(Refusable { token, channel: number, number: confirm });
         }
-        Ok(())
     }
 
     /// Looks at the properties that mean something to the broker. Answers the further routing keys
@@ -281,10 +285,6 @@ impl Connection {
             return self.route_once(message, more_keys, buffer);
         }
         let address = message.address(buffer);
-        let last = &self.channel(number).last_route;
-        if last.epoch == self.routes.epoch && last.address == address {
-            return Ok(last.route);
-        }
         let route = match self.routes.by_address.get(address) {
             Some(&UNCACHED) => return self.route_once(message, &[], buffer),
             Some(route) => *route,
@@ -294,12 +294,8 @@ impl Connection {
             }
         };
         if route != UNCACHED {
-            let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
-            let last = &mut channel.last_route;
-            last.address.clear();
-            last.address.extend_from_slice(address);
-            last.epoch = self.routes.epoch;
-            last.route = route;
+            let epoch = self.routes.epoch;
+            self.channel_mut(number).last_publish.routed(route, epoch);
         }
         Ok(route)
     }

@@ -1,0 +1,116 @@
+//! Runs of publishes that are like the one before.
+//!
+//! Owns the shortcut that most of a busy publisher's messages take: the same basic.publish as the
+//! last one on its channel, byte for byte, with a whole small content behind it in the read buffer.
+//! Such a message needs no dispatch and no look-up of its route. Whatever is different in any way
+//! is left to the ordinary path (`dispatch`, `publish`), which also produces all errors.
+
+use super::channel::Mode;
+use super::publish::{ADDRESS_AT, SPECIAL};
+use super::{Connection, Worker};
+use crate::broker::{Span, Staged};
+use crate::codec::frame::{self, Frame, FrameKind};
+use crate::codec::hot::{self, ContentHeader};
+use crate::codec::properties::Properties;
+use crate::queue::SHARED_BODY_MIN;
+
+/// Bytes before a frame's payload: type, channel and size.
+const FRAME_HEAD: usize = 7;
+
+/// The last basic.publish on a channel, and its route once it is known to hold for others.
+#[derive(Debug, Default)]
+pub(super) struct LastPublish {
+    payload: Vec<u8>,
+    /// The route's index, and the epoch of the routes in which it holds.
+    route: Option<(usize, u64)>,
+}
+
+impl LastPublish {
+    /// Remembers a publish whose route is not known yet.
+    pub(super) fn remember(&mut self, payload: &[u8]) {
+        self.route = None;
+        self.payload.clear();
+        self.payload.extend_from_slice(payload);
+    }
+
+    /// Remembers the route of the last publish.
+    pub(super) fn routed(&mut self, route: usize, epoch: u64) {
+        self.route = Some((route, epoch));
+    }
+}
+
+impl Connection {
+    /// Stages the publishes at the offset `from` of the read buffer that are like the ones before
+    /// on their channels. Answers how many bytes they took.
+    pub(super) fn take_run(&mut self, buffer: &[u8], from: usize, worker: &mut Worker) -> usize {
+        let mut at = from;
+        while let Some(used) = self.take_repeat(buffer, at, worker) {
+            at += used;
+        }
+        at - from
+    }
+
+    #[inline]
+    fn take_repeat(&mut self, buffer: &[u8], at: usize, worker: &mut Worker) -> Option<usize> {
+        let rest = &buffer[at..];
+        let number = u16::from_be_bytes([*rest.get(1)?, *rest.get(2)?]);
+        let channel = self.channels.get(usize::from(number))?.as_deref()?;
+        let (route, epoch) = channel.last_publish.route?;
+        let free = channel.incoming.is_none() && !matches!(channel.mode, Mode::Transactional(_));
+        if epoch != self.routes.epoch || !free {
+            return None;
+        }
+        let (publish, publish_used) = self.next_frame(rest, number, FrameKind::Method)?;
+        if publish.payload != channel.last_publish.payload {
+            return None;
+        }
+        let header_at = publish_used;
+        let (header, header_used) =
+            self.next_frame(&rest[header_at..], number, FrameKind::Header)?;
+        let content = ContentHeader::parse(header.payload).ok()?;
+        let ordinary = content.class_id == hot::BASIC
+            && content.weight == 0
+            && Properties::new(content.properties).flags() & SPECIAL == 0
+            && content.body_size < (SHARED_BODY_MIN as u64).min(self.message_size_max());
+        if !ordinary {
+            return None;
+        }
+        let body_at = header_at + header_used;
+        let body_len = content.body_size as usize;
+        let mut used = body_at;
+        // An empty body has no frame.
+        let mut body = Span::new(0, 0);
+        if body_len > 0 {
+            let (frame, body_used) = self.next_frame(&rest[body_at..], number, FrameKind::Body)?;
+            if frame.payload.len() != body_len {
+                return None;
+            }
+            body = Span::new(at + body_at + FRAME_HEAD, body_len);
+            used += body_used;
+        }
+        // The last byte of basic.publish holds its flags, the address ends before it.
+        let address_len = publish.payload.len() - ADDRESS_AT - 1;
+        let staged = Staged::InBuffer {
+            address: Span::new(at + FRAME_HEAD + ADDRESS_AT, address_len),
+            header: Span::new(at + header_at + FRAME_HEAD, header.payload.len()),
+            body,
+        };
+        if !self.routes.leads_somewhere(route) {
+            return None;
+        }
+        self.published = true;
+        self.stage(number, staged, route, worker);
+        Some(used)
+    }
+
+    /// The frame at the beginning of `bytes`, if it is whole and what is expected.
+    fn next_frame<'b>(
+        &self,
+        bytes: &'b [u8],
+        number: u16,
+        kind: FrameKind,
+    ) -> Option<(Frame<'b>, usize)> {
+        let (frame, used) = frame::split(bytes, self.frame_max).ok()??;
+        (frame.channel == number && frame.kind == kind).then_some((frame, used))
+    }
+}
