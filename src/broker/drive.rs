@@ -7,7 +7,9 @@
 use std::sync::Arc;
 use std::task::Waker;
 
-use super::QueueCell;
+use rustc_hash::FxHashMap;
+
+use super::{ConnectionId, QueueCell};
 use crate::queue::{Effects, Queue};
 
 /// See the module's description.
@@ -16,6 +18,8 @@ pub struct Drive {
     pub(crate) effects: Effects,
     /// Indices into the deliveries of [`Effects`], sorted by the connection they go to.
     pub(crate) buckets: Vec<Vec<u32>>,
+    /// Which of the buckets is a connection's.
+    pub(crate) bucket_of: FxHashMap<ConnectionId, usize>,
     /// Writers and paced readers to wake when no lock is held.
     pub(crate) wakes: Vec<Waker>,
     /// Deleted queues, to be freed when no lock is held.

@@ -48,17 +48,20 @@ impl Memory {
         if change == 0 {
             return;
         }
-        let used = self.used.fetch_add(change, Ordering::Relaxed) + change;
-        // A little room below the limit keeps the alarm from flapping.
-        let over = if self.is_alarmed() { used > self.limit / 16 * 15 } else { used > self.limit };
-        if over != self.is_alarmed() {
-            self.switch(over);
+        let used = self.used.fetch_add(change, Ordering::SeqCst) + change;
+        if self.is_over(used) != self.is_alarmed() {
+            self.switch();
         }
+    }
+
+    /// A little room below the limit keeps the alarm from flapping.
+    fn is_over(&self, used: i64) -> bool {
+        if self.is_alarmed() { used > self.limit / 16 * 15 } else { used > self.limit }
     }
 
     /// Whether publishers are to be blocked.
     pub fn is_alarmed(&self) -> bool {
-        self.alarmed.load(Ordering::Relaxed)
+        self.alarmed.load(Ordering::SeqCst)
     }
 
     /// Ready when publishers may go on.
@@ -72,13 +75,15 @@ impl Memory {
     }
 
     #[cold]
-    fn switch(&self, alarmed: bool) {
-        let wakers = {
+    fn switch(&self) {
+        let (alarmed, wakers) = {
             let mut waiting = self.waiting.lock();
-            if self.alarmed.swap(alarmed, Ordering::Relaxed) == alarmed {
+            // Looked at afresh under the lock: the last one here has seen all changes before it.
+            let alarmed = self.is_over(self.used.load(Ordering::SeqCst));
+            if self.alarmed.swap(alarmed, Ordering::SeqCst) == alarmed {
                 return;
             }
-            if alarmed { Vec::new() } else { std::mem::take(&mut *waiting) }
+            (alarmed, if alarmed { Vec::new() } else { std::mem::take(&mut *waiting) })
         };
         let (used_bytes, limit_bytes) = (self.used(), self.limit);
         if alarmed {

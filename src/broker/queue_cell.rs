@@ -100,6 +100,8 @@ pub struct QueueCell {
 struct Locked<'a> {
     state: MutexGuard<'a, State>,
     is_gone: &'a AtomicBool,
+    /// The lock was taken while a panic unwinds, to release what its connection holds.
+    in_panic: bool,
 }
 
 impl Deref for Locked<'_> {
@@ -118,7 +120,7 @@ impl DerefMut for Locked<'_> {
 
 impl Drop for Locked<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() && !self.in_panic {
             self.state.gone = true;
             self.is_gone.store(true, Ordering::Release);
         }
@@ -158,7 +160,8 @@ impl QueueCell {
     }
 
     fn lock(&self) -> Locked<'_> {
-        Locked { state: self.state.lock(), is_gone: &self.is_gone }
+        let in_panic = std::thread::panicking();
+        Locked { state: self.state.lock(), is_gone: &self.is_gone, in_panic }
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -429,7 +432,7 @@ fn no_content<'c>(_token: u32) -> Content<'c> {
 
 /// Encodes the deliveries into the outboxes, one lock for each connection.
 fn encode<'c>(state: &State, staged: &impl Fn(u32) -> Content<'c>, drive: &mut Drive) {
-    let Drive { effects, buckets, wakes, .. } = drive;
+    let Drive { effects, buckets, bucket_of, wakes, .. } = drive;
     let deliveries = &effects.deliveries;
     let outbox_of = |index: usize| {
         let consumer = deliveries[index].consumer.index as usize;
@@ -442,7 +445,7 @@ fn encode<'c>(state: &State, staged: &impl Fn(u32) -> Content<'c>, drive: &mut D
     }
     // Sorted by connection and not by consumer, so that messages stay in order on a channel.
     let mut used = 0;
-    let mut bucket_of = rustc_hash::FxHashMap::<ConnectionId, usize>::default();
+    bucket_of.clear();
     for index in 0..deliveries.len() {
         let bucket = *bucket_of.entry(outbox_of(index).id()).or_insert_with(|| {
             used += 1;

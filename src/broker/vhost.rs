@@ -211,14 +211,16 @@ impl Vhost {
         Ok(count)
     }
 
-    /// Runs a change of exchanges or bindings.
-    pub(crate) fn change<T>(
+    /// Runs a change of exchanges or bindings, which answers whether it has changed anything.
+    pub(crate) fn change(
         &self,
-        change: impl FnOnce(&mut Topology) -> Result<T, AmqpError>,
-    ) -> Result<T, AmqpError> {
-        let outcome = change(&mut self.topology.write());
-        self.changed();
-        outcome
+        change: impl FnOnce(&mut Topology) -> Result<bool, AmqpError>,
+    ) -> Result<(), AmqpError> {
+        let mut topology = self.topology.write();
+        if change(&mut topology)? {
+            self.changed();
+        }
+        Ok(())
     }
 
     /// exchange.declare, passive.
@@ -226,12 +228,9 @@ impl Vhost {
         self.topology.read().check_exchange(name).map(|_| ())
     }
 
-    /// exchange.declare. A redeclare that changes nothing keeps cached routes.
+    /// exchange.declare, not passive.
     pub(crate) fn declare_exchange(&self, name: &str, spec: ExchangeSpec) -> Result<(), AmqpError> {
-        if self.topology.write().declare_exchange(name, spec)? {
-            self.changed();
-        }
-        Ok(())
+        self.change(|topology| topology.declare_exchange(name, spec))
     }
 
     /// queue.bind and queue.unbind: the queue has to be there and open to the asker.
@@ -286,5 +285,27 @@ mod tests {
         let second = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
         assert_ne!(first.id(), second.id());
         assert_eq!(second.counts(), (0, 0));
+    }
+
+    #[test]
+    fn releasing_in_a_panic_harms_no_queue() {
+        struct Release(Arc<QueueCell>);
+
+        impl Drop for Release {
+            fn drop(&mut self) {
+                assert!(std::thread::panicking());
+                self.0.purge(&mut Drive::default());
+            }
+        }
+
+        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX)));
+        let queue = vhost.declare_queue("q", ConnectionId(1), declaration()).expect("a queue");
+        let release = Release(queue.clone());
+        let crash = std::panic::AssertUnwindSafe(move || {
+            let _release = release;
+            panic!("as a bug in a connection would");
+        });
+        assert!(std::panic::catch_unwind(crash).is_err());
+        assert!(!queue.is_gone());
     }
 }

@@ -28,7 +28,8 @@ impl Connection {
             Method::Delete(delete) => {
                 let name = stripped(delete.exchange.as_str());
                 self.vhost().change(|topology| {
-                    topology.delete_exchange(&name, delete.if_unused).map(|_| ())
+                    let removed = topology.delete_exchange(&name, delete.if_unused)?;
+                    Ok(!removed.exchanges.is_empty())
                 })?;
                 (delete.nowait, Method::DeleteOk(exchange::DeleteOk {}))
             }
@@ -84,7 +85,7 @@ impl Connection {
         arguments: &FieldTable,
     ) -> Result<(), AmqpError> {
         let bind = |topology: &mut crate::routing::Topology| {
-            topology.bind(source, destination, key.as_bytes(), arguments).map(|_| ())
+            topology.bind(source, destination, key.as_bytes(), arguments)
         };
         self.vhost().change(bind)
     }
@@ -97,7 +98,8 @@ impl Connection {
         arguments: &FieldTable,
     ) -> Result<(), AmqpError> {
         let unbind = |topology: &mut crate::routing::Topology| {
-            topology.unbind(source, destination, key.as_bytes(), arguments).map(|_| ())
+            let removed = topology.unbind(source, destination, key.as_bytes(), arguments)?;
+            Ok(!removed.bindings.is_empty())
         };
         self.vhost().change(unbind)
     }

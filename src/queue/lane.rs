@@ -171,9 +171,20 @@ impl Lane {
     /// Drops all messages that can be taken; returns how many there were.
     pub(crate) fn clear(&mut self, spares: &mut Spares) -> usize {
         let count = self.ready();
+        // Segments after the cursor's hold nothing but unread messages: they go as a whole, so
+        // that dropping a long backlog takes no time worth mentioning.
+        let mut dropped = 0;
+        while self.segments.len() - 1 > self.index(self.cursor.segment) {
+            let segment = self.segments.pop_back().expect("it is not the cursor's");
+            self.memory -= segment.capacity();
+            dropped += u64::from(segment.live);
+            spares.keep(segment);
+        }
+        self.unread -= dropped as usize;
         while let Some(taken) = self.pop() {
             self.settle(taken.location, spares);
         }
+        self.cursor_seq.0 += dropped;
         count
     }
 

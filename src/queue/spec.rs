@@ -9,7 +9,7 @@ use crate::error::{AmqpError, ReplyCode};
 
 /// Arguments that RabbitMQ validates and compares, in the order in which it reports errors.
 /// Others are kept and ignored.
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 20] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
@@ -26,11 +26,21 @@ const KNOWN: [&str; 16] = [
     "x-queue-type",
     "x-quorum-initial-group-size",
     "x-delivery-limit",
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
 ];
 
-/// Known arguments that do something which is not there yet. They are refused as RabbitMQ refuses
-/// an argument that a queue type does not serve; accepting them silently would lose messages.
-const UNSUPPORTED: [&str; 10] = [
+/// Known arguments that are another queue type's, or do something which is not there yet. Both are
+/// refused as RabbitMQ refuses an argument that a queue type does not serve; accepting them
+/// silently would break what they promise.
+const UNSUPPORTED: [&str; 15] = [
+    "x-max-age",
+    "x-stream-max-segment-size-bytes",
+    "x-stream-filter-size-bytes",
+    "x-initial-cluster-size",
+    "x-quorum-initial-group-size",
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
