@@ -28,10 +28,10 @@ setup: ## Install what building and testing need (Debian and Ubuntu)
 build: ## Build the broker
 	cargo build --release --locked -p leveret
 
-run: ## Build the broker and serve on port 5672, with ./data
+run: ## Build the broker and serve on port 5672, with ./data; ARGS='--amqp-listen ...' adds options
 	scripts/setup build
 	@$(MAKE) --no-print-directory build
-	exec $(BROKER) --config config/leveret.toml
+	exec $(BROKER) --config config/leveret.toml $(ARGS)
 
 # The steps run one after the other also under `make -j`: cargo uses all cores by itself.
 test: ## Check everything: format, lints, unit and protocol tests, real clients

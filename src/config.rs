@@ -406,16 +406,29 @@ impl Log {
     fn check(table: LogTable) -> Result<Self, ConfigError> {
         let Some(value) = table.filter else { return Ok(Self::default()) };
         match value.as_str() {
-            Some(filter) if EnvFilter::try_new(filter).is_ok() => {
+            Some(filter) if Self::parse_filter(filter).is_ok() => {
                 Ok(Self { filter: filter.to_owned() })
             }
             _ => refuse(
                 "log.filter",
                 &value,
-                "a level (off, error, warn, info, debug, trace), or levels by module such as \
+                "off, error, warn, info or debug, or levels by module such as \
                  \"info,leveret::net=debug\"",
             ),
         }
+    }
+
+    /// Reads a filter. A word alone has to be a level: tracing would take a misspelt one for a
+    /// module, and nothing at all would be logged. There is no level `trace` in release builds.
+    pub fn parse_filter(filter: &str) -> Result<EnvFilter, String> {
+        const LEVELS: [&str; 5] = ["off", "error", "warn", "info", "debug"];
+        let parts = filter.split(',').map(|part| part.rsplit('=').next().unwrap_or(part).trim());
+        for level in parts {
+            if !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+                return Err(format!("\"{level}\" is no level"));
+            }
+        }
+        EnvFilter::try_new(filter).map_err(|error| error.to_string())
     }
 }
 

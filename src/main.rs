@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use leveret::StartError;
-use leveret::config::Config;
+use leveret::config::{Config, Log};
 use leveret::data_dir::DataDir;
 use leveret::net::Server;
 use leveret::perf;
@@ -20,7 +20,6 @@ use leveret::ready_file::ReadyFile;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
 /// A stop takes at most this long from the signal on; the server itself needs less.
 const STOP_TIMEOUT: Duration = Duration::from_millis(4_500);
@@ -141,8 +140,8 @@ fn start_log(config: &Config) -> Result<(), StartError> {
         Ok(filter) if !filter.is_empty() => filter,
         _ => config.log.filter.clone(),
     };
-    let parsed = EnvFilter::try_new(&filter)
-        .map_err(|error| StartError::LogFilter { filter, reason: error.to_string() })?;
+    let parsed =
+        Log::parse_filter(&filter).map_err(|reason| StartError::LogFilter { filter, reason })?;
     tracing_subscriber::fmt()
         .with_env_filter(parsed)
         .with_writer(std::io::stderr)

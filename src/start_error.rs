@@ -20,8 +20,8 @@ pub enum StartError {
     Config(#[from] ConfigError),
     /// The filter in the environment is wrong.
     #[error(
-        "LEVERET_LOG={filter}: {reason}. It must be a level (off, error, warn, info, debug, \
-         trace), or levels by module such as info,leveret::net=debug"
+        "LEVERET_LOG={filter}: {reason}. It must be off, error, warn, info or debug, or \
+         levels by module such as info,leveret::net=debug"
     )]
     LogFilter {
         /// The variable's value.

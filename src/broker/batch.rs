@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 
 use super::QueueCell;
 use super::drive::Drive;
-use super::queue_cell::Settlement;
+use super::queue_cell::{Operation, Settlement};
 use crate::queue::{Body, Content, Slot};
 use crate::routing::QueueId;
 
@@ -85,12 +85,8 @@ impl Staged {
 #[derive(Debug)]
 struct Part {
     cell: Arc<QueueCell>,
-    settled: Vec<(Slot, Settlement)>,
-    published: Vec<u32>,
+    operations: Vec<Operation>,
 }
-
-/// The vectors of a part that was applied.
-type Emptied = (Vec<(Slot, Settlement)>, Vec<u32>);
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -98,7 +94,7 @@ pub struct Batch {
     messages: Vec<Staged>,
     parts: Vec<Part>,
     /// Emptied vectors of earlier parts.
-    spare: Vec<Emptied>,
+    spare: Vec<Vec<Operation>>,
     part_of: FxHashMap<QueueId, u32>,
     /// The part that was looked up last.
     last: usize,
@@ -119,13 +115,13 @@ impl Batch {
     /// Sends a staged message to a queue.
     pub(crate) fn enqueue(&mut self, cell: &Arc<QueueCell>, token: u32) {
         let part = self.part(cell);
-        self.parts[part].published.push(token);
+        self.parts[part].operations.push(Operation::Publish(token));
     }
 
     /// Settles a delivery of a queue.
     pub(crate) fn settle(&mut self, cell: &Arc<QueueCell>, slot: Slot, settlement: Settlement) {
         let part = self.part(cell);
-        self.parts[part].settled.push((slot, settlement));
+        self.parts[part].operations.push(Operation::Settle(slot, settlement));
     }
 
     /// Applies everything. `buffer` is what the staged spans refer to. The tokens of publishes
@@ -134,7 +130,7 @@ impl Batch {
         let messages = &self.messages;
         let content = |token: u32| messages[token as usize].content(buffer);
         for part in &self.parts {
-            part.cell.commit(&part.settled, &part.published, content, drive);
+            part.cell.commit(&part.operations, content, drive);
             rejected.append(&mut drive.effects.rejected);
         }
         self.clear();
@@ -143,17 +139,18 @@ impl Batch {
     /// Drops the publishes and applies the settlements, those that were applied already included,
     /// which does nothing: for a batch that a crash has interrupted.
     pub(crate) fn abandon(&mut self, drive: &mut Drive) {
-        for part in std::mem::take(&mut self.parts) {
-            part.cell.commit(&part.settled, &[], |_| unreachable!("nothing is published"), drive);
+        for mut part in std::mem::take(&mut self.parts) {
+            part.operations.retain(|operation| matches!(operation, Operation::Settle(..)));
+            let nothing = |_| unreachable!("no publish is left");
+            part.cell.commit(&part.operations, nothing, drive);
         }
         self.clear();
     }
 
     fn clear(&mut self) {
-        for Part { mut settled, mut published, .. } in self.parts.drain(..) {
-            settled.clear();
-            published.clear();
-            self.spare.push((settled, published));
+        for Part { mut operations, .. } in self.parts.drain(..) {
+            operations.clear();
+            self.spare.push(operations);
         }
         self.messages.clear();
         self.part_of.clear();
@@ -172,8 +169,8 @@ impl Batch {
             self.part_of.get(&id).map(|index| *index as usize)
         };
         self.last = known.unwrap_or_else(|| {
-            let (settled, published) = self.spare.pop().unwrap_or_default();
-            self.parts.push(Part { cell: cell.clone(), settled, published });
+            let operations = self.spare.pop().unwrap_or_default();
+            self.parts.push(Part { cell: cell.clone(), operations });
             let index = self.parts.len() - 1;
             if self.parts.len() == WALK_MAX + 1 {
                 let all = self.parts.iter().enumerate();

@@ -54,9 +54,9 @@ impl Memory {
         }
     }
 
-    /// A little room below the limit keeps the alarm from flapping.
+    /// Some room below the limit keeps the alarm from flapping.
     fn is_over(&self, used: i64) -> bool {
-        if self.is_alarmed() { used > self.limit / 16 * 15 } else { used > self.limit }
+        if self.is_alarmed() { used > self.limit / 5 * 4 } else { used > self.limit }
     }
 
     /// Whether publishers are to be blocked.
@@ -156,7 +156,7 @@ mod tests {
         assert!(memory.is_alarmed());
         drop(second);
         assert!(memory.is_alarmed(), "a little below the limit is not enough");
-        first.resize(1500);
+        first.resize(1280);
         assert!(!memory.is_alarmed());
         drop(first);
         assert_eq!(memory.used(), 0);

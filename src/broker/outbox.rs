@@ -119,6 +119,8 @@ struct State {
 pub struct Outbox {
     id: ConnectionId,
     frame_max: AtomicU32,
+    /// The client was asked to go.
+    asked_to_close: AtomicBool,
     /// Whether the client understands basic.cancel from the server.
     cancel_notify: AtomicBool,
     /// Consumers on this connection: they share the room for deliveries.
@@ -131,6 +133,7 @@ impl Outbox {
         Self {
             id,
             frame_max: AtomicU32::new(0),
+            asked_to_close: AtomicBool::new(false),
             cancel_notify: AtomicBool::new(false),
             consumers: AtomicU32::new(0),
             state: Mutex::new(State::default()),
@@ -145,6 +148,15 @@ impl Outbox {
     /// Sets the largest frame (bytes) that the peer accepts, from `connection.tune-ok`.
     pub(crate) fn set_frame_max(&self, frame_max: u32) {
         self.frame_max.store(frame_max, Ordering::Relaxed);
+    }
+
+    /// Notes that the client was sent connection.close from outside its own connection.
+    pub(crate) fn set_asked_to_close(&self) {
+        self.asked_to_close.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_asked_to_close(&self) -> bool {
+        self.asked_to_close.load(Ordering::Relaxed)
     }
 
     /// The client has announced `consumer_cancel_notify` among its capabilities.

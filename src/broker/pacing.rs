@@ -84,3 +84,62 @@ impl Pacing {
         wakes.append(&mut self.waiting);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::prefetch::ChannelPrefetch;
+    use super::*;
+    use crate::queue::{Body, ConsumerSpec, Content, Effects, Limits};
+
+    /// A queue with a backlog beyond the bound, and as many consumers that take nothing.
+    fn backlogged(consumers: usize) -> Queue {
+        let mut queue = Queue::new(Limits::default());
+        for _ in 0..consumers {
+            let gate = Arc::new(ChannelPrefetch::default());
+            let spec = ConsumerSpec { no_ack: true, prefetch: 0, priority: 0, window: 0, gate };
+            queue.subscribe(spec);
+        }
+        let body = vec![0; 8 * 1024];
+        let content = Content { address: b"\0\0", header: &[0; 14], body: Body::Inline(&body) };
+        for token in 0..400 {
+            queue.enqueue(&content, token, &mut Effects::default());
+        }
+        assert!(queue.backlog_bytes() > BACKLOG_MAX_BYTES);
+        queue
+    }
+
+    #[test]
+    fn a_queue_without_consumers_holds_nobody() {
+        let mut pacing = Pacing::default();
+        assert!(!pacing.is_outrun(&backlogged(0)));
+        assert!(!pacing.is_outrun(&Queue::new(Limits::default())));
+    }
+
+    #[test]
+    fn consumers_that_make_no_headway_hold_nobody_for_long() {
+        let (mut pacing, queue) = (Pacing::default(), backlogged(1));
+        assert!(pacing.is_outrun(&queue));
+        let mut delivered = 0;
+        pacing.delivered(HEADWAY_MIN as usize);
+        assert!(pacing.is_catching_up(&mut delivered));
+        assert!(!pacing.is_catching_up(&mut delivered), "nothing was delivered since");
+        let unpaced = (0..1000).take_while(|_| !pacing.is_outrun(&queue)).count();
+        assert_eq!(unpaced, UNPACED_BATCHES as usize);
+    }
+
+    #[test]
+    fn waiting_publishers_go_on_when_the_backlog_is_gone() {
+        let (mut pacing, mut queue) = (Pacing::default(), backlogged(1));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(pacing.poll_caught_up(&queue, &mut context).is_pending());
+        let mut wakes = Vec::new();
+        pacing.progress(&queue, &mut wakes);
+        assert!(wakes.is_empty());
+        queue.purge(&mut Effects::default());
+        pacing.progress(&queue, &mut wakes);
+        assert_eq!(wakes.len(), 1);
+        assert!(pacing.poll_caught_up(&queue, &mut context).is_ready());
+    }
+}

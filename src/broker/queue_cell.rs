@@ -43,6 +43,15 @@ pub(crate) enum Settlement {
     Requeue,
 }
 
+/// What a batch does to one queue, in the order in which its client said so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Operation {
+    /// Takes in the message that this token names.
+    Publish(u32),
+    /// Settles a delivery.
+    Settle(Slot, Settlement),
+}
+
 /// Why a consumer or a get was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
@@ -178,12 +187,11 @@ impl QueueCell {
         (state.queue.ready() as u32, state.queue.consumer_count() as u32)
     }
 
-    /// Applies one batch: settlements, then publishes, then deliveries. The tokens of publishes
-    /// that the queue refused are left in `drive.effects.rejected`.
+    /// Applies one batch in order, then delivers. The tokens of publishes that the queue refused
+    /// are left in `drive.effects.rejected`.
     pub(crate) fn commit<'c>(
         self: &Arc<Self>,
-        settled: &[(Slot, Settlement)],
-        published: &[u32],
+        operations: &[Operation],
         content: impl Fn(u32) -> Content<'c>,
         drive: &mut Drive,
     ) {
@@ -192,26 +200,33 @@ impl QueueCell {
             return;
         }
         let state = &mut *state;
-        for (slot, settlement) in settled {
-            match settlement {
-                Settlement::Done => state.queue.settle(*slot, &mut drive.effects),
-                Settlement::Requeue => state.queue.put_back(*slot),
-            }
-        }
-        // A limit must not cost a message that a consumer has room for: in a limited queue, windows
-        // are filled before the next message comes.
+        // A limit must not cost a message that a consumer has room for: in a limited queue, what
+        // gives consumers room takes effect before the next message comes.
         let limited = state.queue.is_limited();
-        if limited && !settled.is_empty() {
-            self.dispatch(state, &content, drive);
-        }
-        for token in published {
-            state.queue.enqueue(&content(*token), *token, &mut drive.effects);
-            if limited && !drive.effects.exhausted.is_empty() {
-                self.dispatch(state, &content, drive);
+        let mut published = false;
+        let mut room = false;
+        for operation in operations {
+            match *operation {
+                Operation::Settle(slot, Settlement::Done) => {
+                    state.queue.settle(slot, &mut drive.effects);
+                    room = true;
+                }
+                Operation::Settle(slot, Settlement::Requeue) => {
+                    state.queue.put_back(slot);
+                    room = true;
+                }
+                Operation::Publish(token) => {
+                    if limited && (room || !drive.effects.exhausted.is_empty()) {
+                        self.dispatch(state, &content, drive);
+                        room = false;
+                    }
+                    state.queue.enqueue(&content(token), token, &mut drive.effects);
+                    published = true;
+                }
             }
         }
         self.dispatch(state, &content, drive);
-        if !published.is_empty() && state.pacing.is_outrun(&state.queue) {
+        if published && state.pacing.is_outrun(&state.queue) {
             drive.outrun = Some(self.clone());
         }
     }

@@ -161,6 +161,7 @@ fn send_close(outbox: &Outbox, error: &AmqpError, wakes: &mut Vec<Waker>) {
 /// The broker stops: RabbitMQ's words for it.
 pub(super) fn force_close(outbox: &Outbox, wakes: &mut Vec<Waker>) {
     let text = "broker forced connection closure with reason 'shutdown'";
+    outbox.set_asked_to_close();
     send_close(outbox, &AmqpError::new(ReplyCode::ConnectionForced, text), wakes);
 }
 

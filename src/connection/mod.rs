@@ -175,7 +175,7 @@ impl Connection {
 
     /// Whether the handshake is done and nobody has closed yet.
     pub fn is_open(&self) -> bool {
-        self.phase == Phase::Open
+        self.phase == Phase::Open && !self.outbox.is_asked_to_close()
     }
 
     /// The largest body that is taken, in bytes.

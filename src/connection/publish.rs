@@ -362,7 +362,7 @@ fn answer_up_to(out: &mut Vec<u8>, number: u16, confirms: &mut Confirms, last: u
 }
 
 /// An expiration that is no number is refused in RabbitMQ's words. Any other is refused, too, as
-/// something that is not implemented: accepting it silently would keep messages for ever.
+/// something that is not there yet: accepting it silently would keep messages for ever.
 fn refuse_expiration(expiration: &[u8]) -> AmqpError {
     let text = String::from_utf8_lossy(expiration);
     let digits = text.strip_prefix(['+', '-']).unwrap_or(&text);
@@ -375,7 +375,7 @@ fn refuse_expiration(expiration: &[u8]) -> AmqpError {
     } else if text.starts_with('-') {
         format!("{{value_negative,-{number}}}")
     } else {
-        return AmqpError::new(ReplyCode::NotImplemented, "expiration");
+        "not supported by this version of Leveret".to_owned()
     };
     let text = format!("invalid expiration '{text}': {reason}");
     AmqpError::new(ReplyCode::PreconditionFailed, text)

@@ -70,7 +70,8 @@ impl Server {
         tasks.spawn(housekeeping::run(registry.clone()));
         shutdown.await;
         tasks.shutdown().await;
-        tracing::info!("stopping: closing connections");
+        let (connections, at_most_s) = (registry.count(), CLOSE_GRACE.as_secs());
+        tracing::info!(connections, at_most_s, "stopping: waiting for clients to close");
         worker::with(|lent| {
             let wakes = lent.worker.drive.wakes();
             registry.for_each(|entry| Connection::request_close(&entry.outbox, wakes));

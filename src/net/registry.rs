@@ -41,6 +41,10 @@ impl Registry {
         }
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
     pub(super) fn for_each(&self, mut visit: impl FnMut(&Entry)) {
         self.entries.iter().for_each(|entry| visit(&entry));
     }
@@ -51,7 +55,7 @@ impl Registry {
             let emptied = self.emptied.notified();
             tokio::pin!(emptied);
             emptied.as_mut().enable();
-            if self.count.load(Ordering::SeqCst) == 0 {
+            if self.count() == 0 {
                 return;
             }
             emptied.await;

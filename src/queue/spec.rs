@@ -32,22 +32,25 @@ const KNOWN: [&str; 20] = [
     "x-initial-cluster-size",
 ];
 
-/// Known arguments that are another queue type's, or do something which is not there yet. Both are
-/// refused as RabbitMQ refuses an argument that a queue type does not serve; accepting them
-/// silently would break what they promise.
-const UNSUPPORTED: [&str; 15] = [
+/// Arguments of other queue types, which RabbitMQ refuses on a classic queue.
+const OF_OTHER_TYPES: [&str; 8] = [
+    "x-dead-letter-strategy",
+    "x-max-in-memory-length",
+    "x-max-in-memory-bytes",
+    "x-quorum-initial-group-size",
     "x-max-age",
     "x-stream-max-segment-size-bytes",
     "x-stream-filter-size-bytes",
     "x-initial-cluster-size",
-    "x-quorum-initial-group-size",
+];
+
+/// Arguments that do something which is not there yet. Accepting them silently would break what
+/// they promise.
+const UNSUPPORTED: [&str; 7] = [
     "x-expires",
     "x-message-ttl",
     "x-dead-letter-exchange",
     "x-dead-letter-routing-key",
-    "x-dead-letter-strategy",
-    "x-max-in-memory-length",
-    "x-max-in-memory-bytes",
     "x-max-priority",
     "x-single-active-consumer",
     "x-delivery-limit",
@@ -133,11 +136,16 @@ pub(crate) fn check_arguments(arguments: &FieldTable, queue: &str) -> Result<(),
             return refuse(name, &reason);
         }
     }
-    for name in UNSUPPORTED {
+    for name in OF_OTHER_TYPES {
         if find(arguments, name).is_some() {
             let text =
                 format!("invalid arg '{name}' for {queue} of queue type rabbit_classic_queue");
             return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+        }
+    }
+    for name in UNSUPPORTED {
+        if find(arguments, name).is_some() {
+            return refuse(name, "not supported by this version of Leveret");
         }
     }
     Ok(())
