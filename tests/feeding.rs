@@ -348,7 +348,6 @@ impl Script {
                 let tag = tag.to_be_bytes();
                 let payload = [&[0, 60][..], &settle.to_be_bytes(), &tag, &[*bits]].concat();
                 self.push(raw(1, *channel, &payload));
-                self.method(*channel, flow());
             }
             Op::Reopen { channel } => self.reopen(*channel),
             Op::Heartbeat => self.heartbeat(),

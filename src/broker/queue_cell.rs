@@ -497,3 +497,41 @@ fn encode_one<'c, 'd>(
     }
     guard.wake(wakes);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::method::AMQPValue;
+    use crate::queue::Body;
+
+    fn content<'c>(_token: u32) -> Content<'c> {
+        Content { address: b"\0\x01q", header: &[0; 14], body: Body::Inline(b"x") }
+    }
+
+    /// A queue that refuses publishes beyond `length_max`.
+    fn refusing(length_max: i32) -> Arc<QueueCell> {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(length_max));
+        arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+        let declaration =
+            Declaration { durable: false, auto_delete: false, owner: None, arguments };
+        Arc::new(QueueCell::new(QueueId(1), "q", declaration, Arc::new(Memory::new(u64::MAX))))
+    }
+
+    #[test]
+    fn a_requeue_does_not_overtake_a_publish_before_it() {
+        let (cell, mut drive) = (refusing(3), Drive::default());
+        let outbox = Outbox::new(ConnectionId(1));
+        outbox.lock().open_channel(1);
+        cell.commit(&[0, 1, 2].map(Operation::Publish), content, &mut drive);
+        assert_eq!(cell.get(false, &outbox, 1, 0, &mut drive), Ok(true));
+        let mut held = Vec::new();
+        outbox.lock().take_unsettled(1, &mut held);
+        let requeue = Operation::Settle(held[0].slot, Settlement::Requeue);
+        cell.commit(&[Operation::Publish(3), requeue], content, &mut drive);
+        assert!(drive.effects.rejected.is_empty(), "there was room when it was published");
+        assert_eq!(cell.counts(), (4, 0));
+        cell.commit(&[Operation::Publish(4)], content, &mut drive);
+        assert_eq!(drive.effects.rejected, [4]);
+    }
+}
