@@ -749,7 +749,7 @@ impl Client {
             self.take_output();
             match progress.next {
                 Next::Read => return,
-                Next::AwaitDrain => {}
+                Next::AwaitDrain | Next::Again => {}
                 Next::AwaitMemory => unreachable!("scripts are small"),
                 Next::Close { .. } => {
                     self.closed = true;

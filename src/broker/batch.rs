@@ -20,6 +20,9 @@ use super::queue_cell::{Operation, Settlement};
 use crate::queue::{Body, Content, Slot};
 use crate::routing::QueueId;
 
+/// Vectors of operations kept for later batches.
+const SPARE_MAX: usize = 64;
+
 /// Above this many queues in a batch, a map finds a queue's part faster than a walk.
 const WALK_MAX: usize = 8;
 
@@ -98,9 +101,16 @@ pub struct Batch {
     part_of: FxHashMap<QueueId, u32>,
     /// The part that was looked up last.
     last: usize,
+    /// Messages to be put into queues, each queue counted.
+    work: usize,
 }
 
 impl Batch {
+    /// How many messages are to be put into queues, each queue counted.
+    pub(crate) fn work(&self) -> usize {
+        self.work
+    }
+
     /// Whether nothing is staged.
     pub(crate) fn is_empty(&self) -> bool {
         self.messages.is_empty() && self.parts.is_empty()
@@ -116,6 +126,7 @@ impl Batch {
     pub(crate) fn enqueue(&mut self, cell: &Arc<QueueCell>, token: u32) {
         let part = self.part(cell);
         self.parts[part].operations.push(Operation::Publish(token));
+        self.work += 1;
     }
 
     /// Settles a delivery of a queue.
@@ -155,6 +166,9 @@ impl Batch {
         self.messages.clear();
         self.part_of.clear();
         self.last = 0;
+        self.work = 0;
+        // A batch for very many queues was an exception.
+        self.spare.truncate(SPARE_MAX);
     }
 
     /// The index of the queue's part.

@@ -34,6 +34,11 @@ impl Drive {
         &mut self.wakes
     }
 
+    /// Whether no drive was left half done.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.effects.deliveries.is_empty() && self.effects.exhausted.is_empty()
+    }
+
     /// Forgets what a crashed drive left half done. Whoever was to be woken still is.
     pub(crate) fn forget(&mut self) {
         let wakes = std::mem::take(&mut self.wakes);

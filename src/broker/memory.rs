@@ -1,8 +1,8 @@
 //! The broker-wide memory limit: what is counted, and the alarm.
 //!
-//! Owns the gauge of bytes that messages hold (queue segments, large bodies, bodies still being
-//! received, open transactions), and the alarm that blocks publishers while the gauge is above the
-//! limit. It must not know who holds the bytes, nor how a publisher is blocked.
+//! Owns the gauge of bytes that messages hold (queue segments, large bodies), the alarm that blocks
+//! publishers while the gauge is above the limit, and the bound on what clients have not finished.
+//! It must not know who holds the bytes, nor how a publisher is blocked.
 //!
 //! The gauge is what the broker itself accounts for, not the resident size of the process: memory
 //! that the allocator keeps after a burst must not block publishers for ever.
@@ -13,10 +13,14 @@ use std::task::{Context, Poll, Waker};
 
 use parking_lot::Mutex;
 
+use crate::error::{AmqpError, ReplyCode};
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Memory {
     used: AtomicI64,
+    /// Bytes of bodies that are still being received and of open transactions.
+    unfinished: AtomicI64,
     limit: i64,
     alarmed: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
@@ -27,6 +31,7 @@ impl Memory {
     pub fn new(limit_bytes: u64) -> Self {
         Self {
             used: AtomicI64::new(0),
+            unfinished: AtomicI64::new(0),
             limit: i64::try_from(limit_bytes).unwrap_or(i64::MAX),
             alarmed: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
@@ -36,11 +41,6 @@ impl Memory {
     /// Bytes in use.
     pub fn used(&self) -> u64 {
         u64::try_from(self.used.load(Ordering::Relaxed)).unwrap_or(0)
-    }
-
-    /// Bytes in use above which the alarm is on.
-    pub fn limit(&self) -> u64 {
-        self.limit.unsigned_abs()
     }
 
     /// Adds a change in bytes, and sets or clears the alarm. Cheap enough for once a batch.
@@ -78,9 +78,16 @@ impl Memory {
     fn switch(&self) {
         let (alarmed, wakers) = {
             let mut waiting = self.waiting.lock();
-            // Looked at afresh under the lock: the last one here has seen all changes before it.
-            let alarmed = self.is_over(self.used.load(Ordering::SeqCst));
-            if self.alarmed.swap(alarmed, Ordering::SeqCst) == alarmed {
+            let before = self.is_alarmed();
+            // Until the alarm fits what is used: a change that came before the alarm was switched
+            // has not seen that there is something to switch back.
+            let alarmed = loop {
+                let over = self.is_over(self.used.load(Ordering::SeqCst));
+                if self.alarmed.swap(over, Ordering::SeqCst) == over {
+                    break over;
+                }
+            };
+            if alarmed == before {
                 return;
             }
             (alarmed, if alarmed { Vec::new() } else { std::mem::take(&mut *waiting) })
@@ -95,29 +102,40 @@ impl Memory {
     }
 }
 
-/// Bytes that are counted for as long as this lives.
+/// Bytes that a client has sent but not finished: a body that is being received, an open
+/// transaction. They are not in the gauge, because no consumer can make room for them: a client
+/// that never finishes could keep the alarm on for ever. Instead all of them together may take a
+/// quarter of the limit.
 #[derive(Debug)]
-pub(crate) struct Reservation {
+pub(crate) struct Unfinished {
     memory: Arc<Memory>,
     bytes: i64,
 }
 
-impl Reservation {
+impl Unfinished {
     pub(crate) fn new(memory: &Arc<Memory>) -> Self {
         Self { memory: memory.clone(), bytes: 0 }
     }
 
     /// Counts `bytes` from now on, instead of what was counted before.
-    pub(crate) fn resize(&mut self, bytes: usize) {
-        let bytes = bytes as i64;
-        self.memory.add(bytes - self.bytes);
-        self.bytes = bytes;
+    ///
+    /// # Errors
+    /// `RESOURCE_ERROR`, which closes the connection, when there is no more room.
+    pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), AmqpError> {
+        let change = bytes as i64 - self.bytes;
+        let total = self.memory.unfinished.fetch_add(change, Ordering::Relaxed) + change;
+        self.bytes = bytes as i64;
+        if change > 0 && total > self.memory.limit / 4 {
+            let text = "no memory for more incomplete messages and open transactions";
+            return Err(AmqpError::new(ReplyCode::ResourceError, text));
+        }
+        Ok(())
     }
 }
 
-impl Drop for Reservation {
+impl Drop for Unfinished {
     fn drop(&mut self) {
-        self.memory.add(-self.bytes);
+        self.memory.unfinished.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -125,13 +143,19 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub(crate) struct CountedBody {
     body: Vec<u8>,
-    _reservation: Reservation,
+    memory: Arc<Memory>,
 }
 
 impl CountedBody {
-    pub(crate) fn new(body: Vec<u8>, mut reservation: Reservation) -> Self {
-        reservation.resize(body.capacity());
-        Self { body, _reservation: reservation }
+    pub(crate) fn new(body: Vec<u8>, memory: &Arc<Memory>) -> Self {
+        memory.add(body.capacity() as i64);
+        Self { body, memory: memory.clone() }
+    }
+}
+
+impl Drop for CountedBody {
+    fn drop(&mut self) {
+        self.memory.add(-(self.body.capacity() as i64));
     }
 }
 
@@ -148,17 +172,43 @@ mod tests {
     #[test]
     fn the_alarm_follows_the_gauge() {
         let memory = Arc::new(Memory::new(1600));
-        let mut first = Reservation::new(&memory);
-        first.resize(1600);
+        memory.add(1600);
         assert!(!memory.is_alarmed());
-        let mut second = Reservation::new(&memory);
-        second.resize(1);
+        let body = CountedBody::new(vec![0; 1], &memory);
         assert!(memory.is_alarmed());
-        drop(second);
+        drop(body);
         assert!(memory.is_alarmed(), "a little below the limit is not enough");
-        first.resize(1280);
+        memory.add(-320);
         assert!(!memory.is_alarmed());
+        assert_eq!(memory.used(), 1280);
+    }
+
+    #[test]
+    fn the_alarm_is_right_in_the_end_whoever_comes_last() {
+        let memory = Arc::new(Memory::new(1000));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        memory.add(600);
+                        memory.add(-600);
+                    }
+                });
+            }
+        });
+        assert_eq!((memory.used(), memory.is_alarmed()), (0, false));
+    }
+
+    #[test]
+    fn what_is_unfinished_has_a_quarter_and_sets_no_alarm() {
+        let memory = Arc::new(Memory::new(1000));
+        let (mut first, mut second) = (Unfinished::new(&memory), Unfinished::new(&memory));
+        assert!(first.resize(200).is_ok());
+        let refused = second.resize(51).expect_err("a quarter is 250");
+        assert_eq!(refused.code, ReplyCode::ResourceError);
+        assert!(second.resize(50).is_ok(), "less is always taken");
         drop(first);
-        assert_eq!(memory.used(), 0);
+        assert!(second.resize(250).is_ok());
+        assert_eq!((memory.used(), memory.is_alarmed()), (0, false));
     }
 }

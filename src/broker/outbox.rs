@@ -33,7 +33,7 @@ pub const HIGH_WATER_BYTES: usize = 768 * 1024;
 const REPLIES_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 const WINDOW_MAX_BYTES: u32 = 512 * 1024;
-const WINDOW_MIN_BYTES: u32 = 16 * 1024;
+const WINDOW_MIN_BYTES: u32 = 1024;
 
 /// Buffers up to this capacity are kept while a connection is idle.
 const IDLE_BUFFER_BYTES: usize = 1024;
@@ -223,10 +223,10 @@ impl Outbox {
         self.state.lock().closed
     }
 
-    /// For the reader: ready when the writer has taken all that was there.
+    /// For the reader: ready when the writer has taken the replies that were there.
     pub fn poll_drained(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut state = self.state.lock();
-        if state.out.len() == 0 || state.closed {
+        if state.reply_bytes == 0 || state.closed {
             return Poll::Ready(());
         }
         state.reader = Some(context.waker().clone());

@@ -260,6 +260,8 @@ impl QueueCell {
             subscriber.outbox.send(subscriber.channel, ok, &mut drive.wakes);
         }
         state.subscribers[index] = Some(subscriber);
+        // It begins without a byte window, and gets one where there is room in its outbox.
+        drive.effects.exhausted.push(key);
         self.dispatch(state, &no_content, drive);
         Ok(key)
     }

@@ -35,6 +35,13 @@ pub fn method_ids(payload: &[u8]) -> (u16, u16) {
     }
 }
 
+/// Whether a frame at the beginning of `bytes` is a `basic.publish`, as far as can be told.
+#[inline]
+pub fn begins_publish(bytes: &[u8]) -> bool {
+    // Type of a method frame, channel and size (6 bytes), then class 60 and method 40.
+    matches!(bytes, [1, _, _, _, _, _, _, 0, 60, 0, 40, ..])
+}
+
 /// A `basic.publish`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {

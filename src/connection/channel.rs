@@ -91,17 +91,19 @@ impl Channel {
         self.reply_queue.as_ref().is_some_and(|queue| !queue.is_gone())
     }
 
-    pub(super) fn has_lost_consumers(&self) -> bool {
-        self.consumers.values().any(|consumer| consumer.queue.is_gone())
+    /// The tags of consumers whose queue was deleted.
+    pub(super) fn lost_consumers(&self) -> Vec<Box<str>> {
+        let lost = self.consumers.iter().filter(|(_, consumer)| consumer.queue.is_gone());
+        lost.map(|(tag, _)| tag.clone()).collect()
     }
 
     /// Forgets consumers whose queue was deleted, so that their tags can be used again.
-    pub(super) fn forget_lost_consumers(&mut self) {
-        let lost = |consumer: &ChannelConsumer| consumer.queue.is_gone();
-        let sources: Vec<u32> =
-            self.consumers.values().filter(|c| lost(c)).map(|c| c.source).collect();
-        self.consumers.retain(|_, consumer| !lost(consumer));
-        sources.into_iter().for_each(|source| self.release_source(source));
+    pub(super) fn forget_consumers(&mut self, tags: &[Box<str>]) {
+        for tag in tags {
+            if let Some(consumer) = self.consumers.remove(tag) {
+                self.release_source(consumer.source);
+            }
+        }
     }
 
     /// The index of `queue` among the sources, in use once more.

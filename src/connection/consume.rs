@@ -99,10 +99,12 @@ impl Connection {
         };
         let limit = self.broker.config().limits.consumers_per_channel_max;
         let channel = self.channel_mut(number);
-        if channel.has_lost_consumers() {
-            // What they delivered is taken over while their source is still there.
+        let lost = channel.lost_consumers();
+        if !lost.is_empty() {
+            // What they delivered is taken over while their source is still there. Others may be
+            // lost meanwhile: they have to wait for the next time.
             self.take_over(number);
-            self.channel_mut(number).forget_lost_consumers();
+            self.channel_mut(number).forget_consumers(&lost);
         }
         let channel = self.channel_mut(number);
         if channel.consumers.contains_key(tag.as_str()) {
@@ -114,6 +116,7 @@ impl Connection {
             return Err(AmqpError::new(ReplyCode::NotAllowed, text));
         }
         let queue = if consume.queue.as_str() == REPLY_TO {
+            self.consumer_priority(REPLY_TO, &consume.arguments)?;
             self.reply_queue(number, consume.no_ack)?
         } else {
             let name = self.queue_name(number, consume.queue.as_str())?;
@@ -128,7 +131,7 @@ impl Connection {
             no_ack: consume.no_ack,
             prefetch: channel.prefetch,
             priority,
-            window: self.outbox.window(),
+            window: 0,
             gate: channel.gate.clone(),
         };
         let subscriber = Subscriber {
@@ -193,6 +196,7 @@ impl Connection {
         };
         let name = unguessable_name("amq.rabbitmq.reply-to.");
         let queue = self.vhost().add_queue(&name, declaration).expect("a made-up name is new");
+        self.own_queue(&queue);
         self.channel_mut(number).reply_queue = Some(queue.clone());
         Ok(queue)
     }

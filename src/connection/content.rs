@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::broker::{CountedBody, Memory, OwnedMessage, Reservation, Span, Staged};
+use crate::broker::{CountedBody, Memory, OwnedMessage, Span, Staged, Unfinished};
 use crate::codec::frame::{Frame, FrameKind};
 use crate::codec::hot::ContentHeader;
 use crate::error::{AmqpError, ReplyCode};
@@ -17,8 +17,8 @@ use crate::queue::SHARED_BODY_MIN;
 /// RabbitMQ's hard limit on the size of a message.
 const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// A body's buffer is made for at most this much at once: what is announced need never come.
-const BODY_RESERVE_MAX: usize = 1024 * 1024;
+/// A body's buffer begins with this size (bytes): what is announced need never come.
+const BODY_RESERVE: usize = SHARED_BODY_MIN;
 
 const PUBLISH: (u16, u16) = (60, 40);
 
@@ -51,7 +51,7 @@ enum BodyParts {
     /// All of it came in one frame.
     Whole(Span),
     /// Collected.
-    Collected(Vec<u8>, Reservation),
+    Collected(Vec<u8>, Unfinished),
 }
 
 #[derive(Debug)]
@@ -178,11 +178,11 @@ impl Received {
             return Ok(true);
         }
         if matches!(self.body, BodyParts::Empty) {
-            let reserve = (self.size as usize).min(BODY_RESERVE_MAX);
+            let reserve = (self.size as usize).min(payload.len().max(BODY_RESERVE));
             let body = Vec::with_capacity(reserve);
-            self.body = BodyParts::Collected(body, Reservation::new(memory));
+            self.body = BodyParts::Collected(body, Unfinished::new(memory));
         }
-        let BodyParts::Collected(body, reservation) = &mut self.body else {
+        let BodyParts::Collected(body, unfinished) = &mut self.body else {
             // A whole body was followed by another frame, which the size check above refuses
             // unless that frame is empty.
             return Ok(whole);
@@ -193,7 +193,7 @@ impl Received {
             body.reserve_exact(want.max(body.len() + payload.len()) - body.len());
         }
         body.extend_from_slice(payload);
-        reservation.resize(body.capacity());
+        unfinished.resize(body.capacity())?;
         Ok(whole)
     }
 }
@@ -215,7 +215,7 @@ impl Message {
     }
 
     /// The message for a batch that is committed while `buffer` lasts.
-    pub(super) fn into_staged(self, buffer: &[u8]) -> Staged {
+    pub(super) fn into_staged(self, buffer: &[u8], memory: &Arc<Memory>) -> Staged {
         match (&self.address, &self.header, &self.body) {
             (Piece::Span(address), Piece::Span(header), BodyParts::Whole(body)) => {
                 Staged::InBuffer { address: *address, header: *header, body: *body }
@@ -224,12 +224,12 @@ impl Message {
                 let body = Span::new(0, 0);
                 Staged::InBuffer { address: *address, header: *header, body }
             }
-            _ => Staged::Owned(Box::new(self.into_owned(buffer))),
+            _ => Staged::Owned(Box::new(self.into_owned(buffer, memory))),
         }
     }
 
     /// The message with everything copied that is in the read buffer.
-    pub(super) fn into_owned(mut self, buffer: &[u8]) -> OwnedMessage {
+    pub(super) fn into_owned(mut self, buffer: &[u8], memory: &Arc<Memory>) -> OwnedMessage {
         self.address.keep(buffer);
         self.header.keep(buffer);
         let body = match self.body {
@@ -237,9 +237,7 @@ impl Message {
             BodyParts::Whole(span) => Bytes::copy_from_slice(&buffer[span.range()]),
             // A small body lives no longer than its batch: it needs no place in the gauge.
             BodyParts::Collected(body, _) if body.len() < SHARED_BODY_MIN => body.into(),
-            BodyParts::Collected(body, reservation) => {
-                Bytes::from_owner(CountedBody::new(body, reservation))
-            }
+            BodyParts::Collected(body, _) => Bytes::from_owner(CountedBody::new(body, memory)),
         };
         let (Piece::Owned(address), Piece::Owned(header)) = (self.address, self.header) else {
             unreachable!("both were kept above")

@@ -31,13 +31,17 @@ use crate::broker::{
     Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, QueueCell, Vhost,
 };
 use crate::clock::Millis;
-use crate::codec::frame;
 use crate::codec::method::AMQPClass;
+use crate::codec::{frame, hot};
 
 use channel::Channel;
 use handshake::Phase;
 pub use liveness::{Liveness, Verdict};
 use publish::{Refusable, Routes};
+
+/// A batch is applied, and others get their turn, when it has put this many messages into queues.
+/// More than an ordinary read holds; a read of messages that fan out widely is taken in parts.
+const BATCH_WORK_MAX: usize = 8192;
 
 /// The scratch memory of one worker thread, lent to whichever connection is being fed.
 #[derive(Debug, Default)]
@@ -54,7 +58,7 @@ impl Worker {
     /// Cleans up after a connection that crashed before its batch was applied: what it had settled
     /// stays settled, what it published was never confirmed and is dropped.
     pub fn abandon_staged(&mut self) {
-        if !self.batch.is_empty() || !self.rejected.is_empty() {
+        if !self.batch.is_empty() || !self.rejected.is_empty() || !self.drive.is_idle() {
             self.drive.forget();
             self.batch.abandon(&mut self.drive);
             self.rejected.clear();
@@ -67,9 +71,13 @@ impl Worker {
 pub enum Next {
     /// Read on.
     Read,
-    /// The client does not read its replies: wait until its outbox is empty.
+    /// Let others have their turn, then feed what is left again.
+    Again,
+    /// The client does not read its replies: wait until they are written, then feed what is left
+    /// again.
     AwaitDrain,
-    /// The memory alarm is on and this client publishes: wait until it is cleared.
+    /// The memory alarm is on and this client publishes: wait until it is cleared, then feed what
+    /// is left again.
     AwaitMemory,
     /// The connection is over: write what is in the outbox, wait, and close the socket.
     Close {
@@ -111,8 +119,8 @@ pub struct Connection {
     /// Queues exclusive to this connection.
     owned: Vec<Arc<QueueCell>>,
     routes: Routes,
-    /// Something was published since it was last decided whether to hold the client back.
-    published: bool,
+    /// Channels that may be receiving content.
+    receiving: Vec<u16>,
     /// Channels whose publishes in the current batch are to be confirmed.
     confirming: Vec<u16>,
     refusable: Vec<Refusable>,
@@ -144,7 +152,7 @@ impl Connection {
             channel_count: 0,
             owned: Vec::new(),
             routes: Routes::default(),
-            published: false,
+            receiving: Vec::new(),
             confirming: Vec::new(),
             refusable: Vec::new(),
             reopening: Vec::new(),
@@ -191,24 +199,40 @@ impl Connection {
         self.vhost.as_ref().expect("an open connection has a vhost")
     }
 
-    /// Understands as much of `bytes` as is complete. Never panics on what a client sends.
+    /// Understands as much of `bytes` as is complete and may be taken now. Never panics on what a
+    /// client sends.
     pub fn feed(&mut self, bytes: &[u8], worker: &mut Worker) -> Progress {
-        let mut consumed = 0;
-        let mut congested = false;
-        // A message is received to its end: what has come of it is in memory already.
-        let alarmed = self.broker.memory().is_alarmed();
         if let Some(vhost) = &self.vhost {
             self.routes.refresh(vhost.generation());
         }
-        while !self.is_over() && !congested {
-            if alarmed && self.published && !self.is_receiving() {
-                break;
-            }
+        let (mut consumed, next) = self.take_frames(bytes, worker);
+        self.commit(bytes, worker);
+        self.keep_incoming(bytes);
+        if let Phase::Over { linger_ms } = self.phase {
+            consumed = bytes.len();
+            return Progress { consumed, next: Next::Close { linger_ms } };
+        }
+        let next = if self.outbox.is_congested() { Next::AwaitDrain } else { next };
+        Progress { consumed, next }
+    }
+
+    /// Takes frames as long as there are whole ones and nothing speaks against it.
+    fn take_frames(&mut self, bytes: &[u8], worker: &mut Worker) -> (usize, Next) {
+        let mut consumed = 0;
+        let alarmed = self.broker.memory().is_alarmed();
+        while !self.is_over() {
             let rest = &bytes[consumed..];
             if self.phase == Phase::ProtocolHeader {
                 let Some(used) = self.take_protocol_header(rest, worker) else { break };
                 consumed += used;
                 continue;
+            }
+            if worker.batch.work() >= BATCH_WORK_MAX {
+                return (consumed, Next::Again);
+            }
+            // Content that is being received is taken to its end, for that frees what it holds.
+            if alarmed && hot::begins_publish(rest) {
+                return (consumed, Next::AwaitMemory);
             }
             if self.phase == Phase::Open && !alarmed {
                 let used = self.take_run(bytes, consumed, worker);
@@ -224,50 +248,28 @@ impl Connection {
                     let payload_at = consumed + 7;
                     consumed += used;
                     let replied = self.take_frame(&frame, payload_at, bytes, worker);
-                    congested = replied && self.outbox.is_congested();
+                    if replied && self.outbox.is_congested() {
+                        return (consumed, Next::AwaitDrain);
+                    }
                 }
                 Err(error) => {
                     // What follows cannot be told apart into frames any more.
-                    consumed = bytes.len();
                     self.commit(bytes, worker);
                     self.fail_framing(&error, worker);
                 }
             }
         }
-        if self.is_over() {
-            consumed = bytes.len();
-        }
-        self.commit(bytes, worker);
-        self.keep_incoming(bytes);
-        Progress { consumed, next: self.next(congested) }
-    }
-
-    fn next(&mut self, congested: bool) -> Next {
-        if let Phase::Over { linger_ms } = self.phase {
-            return Next::Close { linger_ms };
-        }
-        if congested || self.outbox.is_congested() {
-            return Next::AwaitDrain;
-        }
-        let hold_back = self.published && self.broker.memory().is_alarmed();
-        if hold_back && self.is_receiving() {
-            return Next::Read;
-        }
-        self.published = false;
-        if hold_back { Next::AwaitMemory } else { Next::Read }
-    }
-
-    fn is_receiving(&self) -> bool {
-        self.channels.iter().flatten().any(|channel| channel.incoming.is_some())
+        (consumed, Next::Read)
     }
 
     /// Copies what the content being received still has in the read buffer.
     fn keep_incoming(&mut self, bytes: &[u8]) {
-        for channel in self.channels.iter_mut().flatten() {
-            if let Some(incoming) = &mut channel.incoming {
-                incoming.keep(bytes);
-            }
-        }
+        let channels = &mut self.channels;
+        self.receiving.retain(|number| {
+            let channel = channels.get_mut(usize::from(*number)).and_then(Option::as_mut);
+            let incoming = channel.and_then(|channel| channel.incoming.as_mut());
+            incoming.map(|incoming| incoming.keep(bytes)).is_some()
+        });
     }
 
     /// Applies what is staged, and answers publishes in confirm mode.

@@ -87,7 +87,7 @@ impl Routes {
 
     /// Keeps the uncached route under its address, if that decides it alone.
     fn keep_last(&mut self, address: &[u8]) -> usize {
-        if self.routes.len() > ROUTES_MAX {
+        if self.by_address.len() >= ROUTES_MAX {
             let route = std::mem::take(&mut self.routes[UNCACHED]);
             self.clear();
             self.routes[UNCACHED] = route;
@@ -126,7 +126,7 @@ impl Connection {
             return Err(error.of(hot::BASIC, hot::PUBLISH));
         }
         let address = Span::new(at + ADDRESS_AT, publish.address.len());
-        self.published = true;
+        self.receiving.push(number);
         let channel = self.channel_mut(number);
         channel.last_publish.remember(payload);
         channel.incoming = Some(Incoming::new(address, publish.mandatory));
@@ -173,10 +173,10 @@ impl Connection {
         let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
         if let Mode::Transactional(transaction) = &mut channel.mode {
             let queues = self.routes.routes[route].clone();
-            let message = message.into_owned(buffer);
+            let message = message.into_owned(buffer, self.broker.memory());
             return transaction.publish(Pending { message, mandatory, queues });
         }
-        let staged = message.into_staged(buffer);
+        let staged = message.into_staged(buffer, self.broker.memory());
         if mandatory && self.routes.routes[route].is_empty() {
             self.send_return(number, &staged.content(buffer), worker);
         }

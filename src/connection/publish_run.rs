@@ -7,7 +7,7 @@
 
 use super::channel::Mode;
 use super::publish::{ADDRESS_AT, SPECIAL};
-use super::{Connection, Worker};
+use super::{BATCH_WORK_MAX, Connection, Worker};
 use crate::broker::{Span, Staged};
 use crate::codec::frame::{self, Frame, FrameKind};
 use crate::codec::hot::{self, ContentHeader};
@@ -44,7 +44,9 @@ impl Connection {
     /// on their channels. Answers how many bytes they took.
     pub(super) fn take_run(&mut self, buffer: &[u8], from: usize, worker: &mut Worker) -> usize {
         let mut at = from;
-        while let Some(used) = self.take_repeat(buffer, at, worker) {
+        while worker.batch.work() < BATCH_WORK_MAX
+            && let Some(used) = self.take_repeat(buffer, at, worker)
+        {
             at += used;
         }
         at - from
@@ -98,7 +100,6 @@ impl Connection {
         if !self.routes.leads_somewhere(route) {
             return None;
         }
-        self.published = true;
         self.stage(number, staged, route, worker);
         Some(used)
     }

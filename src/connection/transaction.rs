@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::settle::Settled;
 use super::{Connection, Worker};
-use crate::broker::{Memory, OwnedMessage, QueueCell, Reservation, Staged};
+use crate::broker::{Memory, OwnedMessage, QueueCell, Staged, Unfinished};
 use crate::codec::method::{AMQPClass, tx};
 use crate::error::{AmqpError, ReplyCode};
 
@@ -27,9 +27,8 @@ pub(super) struct Pending {
 pub(super) struct Transaction {
     publishes: Vec<Pending>,
     settled: Vec<Settled>,
-    reservation: Reservation,
+    unfinished: Unfinished,
     bytes: usize,
-    bytes_max: usize,
 }
 
 impl Transaction {
@@ -37,23 +36,17 @@ impl Transaction {
         Self {
             publishes: Vec::new(),
             settled: Vec::new(),
-            reservation: Reservation::new(memory),
+            unfinished: Unfinished::new(memory),
             bytes: 0,
-            // An open transaction can't be drained by consumers. It must not be able to keep the
-            // memory alarm on by itself.
-            bytes_max: usize::try_from(memory.limit() / 4).unwrap_or(usize::MAX),
         }
     }
 
     pub(super) fn publish(&mut self, pending: Pending) -> Result<(), AmqpError> {
         let message = &pending.message;
         let small = message.address.len() + message.header.len() + size_of::<Pending>();
-        self.bytes += small + message.body.len();
-        if self.bytes > self.bytes_max {
-            let text = format!("transaction holds more than {} bytes", self.bytes_max);
-            return Err(AmqpError::new(ReplyCode::ResourceError, text).of(60, 40));
-        }
-        self.reservation.resize(self.bytes);
+        let queues = pending.queues.len() * size_of::<Arc<QueueCell>>();
+        self.bytes += small + queues + message.body.len();
+        self.unfinished.resize(self.bytes)?;
         self.publishes.push(pending);
         Ok(())
     }
@@ -65,7 +58,8 @@ impl Transaction {
     /// Takes everything out; the transaction is empty then.
     pub(super) fn take(&mut self) -> (Vec<Pending>, Vec<Settled>) {
         self.bytes = 0;
-        self.reservation.resize(0);
+        // Less is always taken.
+        let _ = self.unfinished.resize(0);
         (std::mem::take(&mut self.publishes), std::mem::take(&mut self.settled))
     }
 }

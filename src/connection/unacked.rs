@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 
 use crate::broker::Unsettled;
 
+/// Settled entries are not cleared out while there are fewer.
+const SETTLED_MAX: usize = 1024;
+
 #[derive(Debug)]
 struct Entry {
     unsettled: Unsettled,
@@ -22,6 +25,8 @@ struct Entry {
 #[derive(Debug, Default)]
 pub(crate) struct Unacked {
     entries: VecDeque<Entry>,
+    /// Settled entries between others that are not.
+    settled: usize,
     last_tag: u64,
 }
 
@@ -47,6 +52,7 @@ impl Unacked {
         let entry = &mut self.entries[index];
         entry.settled = true;
         let unsettled = entry.unsettled;
+        self.settled += 1;
         self.trim();
         Some(unsettled)
     }
@@ -57,12 +63,14 @@ impl Unacked {
         let index = self.find(tag)?;
         let taken = self.entries.drain(..=index).filter(|entry| !entry.settled);
         let taken: Vec<Unsettled> = taken.map(|entry| entry.unsettled).collect();
+        self.settled -= index + 1 - taken.len();
         self.trim();
         Some(taken)
     }
 
     /// Takes all, oldest first.
     pub(crate) fn take_all(&mut self) -> Vec<Unsettled> {
+        self.settled = 0;
         let all = std::mem::take(&mut self.entries).into_iter();
         all.filter(|entry| !entry.settled).map(|entry| entry.unsettled).collect()
     }
@@ -78,7 +86,10 @@ impl Unacked {
         for unsettled in deliveries {
             let at = self.entries.partition_point(|e| e.unsettled.tag < unsettled.tag);
             match self.entries.get_mut(at) {
-                Some(entry) if entry.unsettled.tag == unsettled.tag => entry.settled = false,
+                Some(entry) if entry.unsettled.tag == unsettled.tag => {
+                    entry.settled = false;
+                    self.settled -= 1;
+                }
                 _ => self.entries.insert(at, Entry { unsettled, settled: false }),
             }
         }
@@ -100,9 +111,16 @@ impl Unacked {
     fn trim(&mut self) {
         while self.entries.front().is_some_and(|entry| entry.settled) {
             self.entries.pop_front();
+            self.settled -= 1;
         }
         while self.entries.back().is_some_and(|entry| entry.settled) {
             self.entries.pop_back();
+            self.settled -= 1;
+        }
+        // One delivery that is held for long must not keep the places of all after it.
+        if self.settled > SETTLED_MAX && self.settled > self.entries.len() / 2 {
+            self.entries.retain(|entry| !entry.settled);
+            self.settled = 0;
         }
         if self.entries.is_empty() && self.entries.capacity() > 4096 {
             self.entries = VecDeque::new();
@@ -150,6 +168,19 @@ mod tests {
         assert!(unacked.take_up_to(3).is_none());
         assert_eq!(tags(&unacked.take_all()), [4]);
         assert!(unacked.take_all().is_empty());
+    }
+
+    #[test]
+    fn a_delivery_that_is_held_keeps_no_others_places() {
+        let tags: Vec<u64> = (1..=100_000).collect();
+        let mut unacked = unacked(&tags);
+        for tag in (2..100_000).rev() {
+            assert!(unacked.take(tag).is_some());
+        }
+        assert!(unacked.entries.len() <= 2 * SETTLED_MAX + 2, "{}", unacked.entries.len());
+        assert!(unacked.take(500).is_none() && unacked.take(100_000).is_some());
+        let left = unacked.take_all();
+        assert_eq!(left.iter().map(|u| u.tag).collect::<Vec<_>>(), [1]);
     }
 
     #[test]

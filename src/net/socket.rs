@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -30,6 +30,9 @@ const YIELD_BYTES: usize = 16 * 1024;
 /// How often a paced publisher looks whether waiting pays, and how often at most.
 const PACE_LOOK: Duration = Duration::from_millis(2);
 const PACE_LOOKS: usize = 10;
+
+/// How often a blocked connection looks whether its peer is still there.
+const BLOCKED_LOOK: Duration = Duration::from_secs(1);
 
 /// What is left in the outbox has this long to be written when a connection ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -106,9 +109,15 @@ enum Step {
     Stopped,
     Fed {
         bytes: usize,
-        next: Next,
-        outrun: Option<Arc<QueueCell>>,
+        fed: Fed,
     },
+}
+
+/// What feeding bytes to the connection led to.
+struct Fed {
+    next: Next,
+    /// A queue whose consumers this publisher outruns.
+    outrun: Option<Arc<QueueCell>>,
 }
 
 impl Reader {
@@ -139,22 +148,26 @@ impl Reader {
                     self.log_end(error);
                     return None;
                 }
-                Step::Fed { bytes, mut next, outrun } => {
-                    while next != Next::Read {
-                        match next {
+                Step::Fed { bytes, mut fed } => {
+                    let mut had_turn = false;
+                    loop {
+                        if let Some(queue) = fed.outrun.take() {
+                            pace(&queue).await;
+                            had_turn = true;
+                        }
+                        match fed.next {
                             Next::Close { linger_ms } => return Some(linger_ms),
+                            Next::Read => break,
+                            Next::Again => tokio::task::yield_now().await,
                             Next::AwaitDrain => self.until_drained().await,
                             Next::AwaitMemory => self.until_memory().await,
-                            Next::Read => {}
                         }
                         if self.stop.is_asked() {
                             return None;
                         }
-                        next = self.feed_carried();
+                        fed = self.feed_carried();
                     }
-                    if let Some(queue) = outrun {
-                        pace(&queue).await;
-                    } else if bytes >= YIELD_BYTES {
+                    if bytes >= YIELD_BYTES && !had_turn {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -189,7 +202,7 @@ impl Reader {
             let progress = self.connection.feed(filled, &mut lent.worker);
             self.keep(&filled[progress.consumed..]);
             let outrun = lent.worker.drive.take_outrun();
-            Poll::Ready(Step::Fed { bytes, next: progress.next, outrun })
+            Poll::Ready(Step::Fed { bytes, fed: Fed { next: progress.next, outrun } })
         })
     }
 
@@ -202,35 +215,55 @@ impl Reader {
     }
 
     /// Goes on with what was read before a wait.
-    fn feed_carried(&mut self) -> Next {
+    fn feed_carried(&mut self) -> Fed {
         worker::with(|lent| {
             let carried = std::mem::take(&mut self.carry);
             let progress = self.connection.feed(&carried, &mut lent.worker);
             self.keep(&carried[progress.consumed..]);
-            progress.next
+            Fed { next: progress.next, outrun: lent.worker.drive.take_outrun() }
         })
     }
 
     /// Waits until the client has read its replies.
     async fn until_drained(&self) {
         let (outbox, stop) = (self.connection.outbox().clone(), self.stop.clone());
+        // What the client sends meanwhile, heartbeats too, is not seen.
+        self.connection.liveness().set_reading(false, now());
         std::future::poll_fn(|context| {
             if stop.poll_asked(context) { Poll::Ready(()) } else { outbox.poll_drained(context) }
         })
         .await;
+        self.connection.liveness().set_reading(true, now());
     }
 
-    /// Waits until the memory alarm is cleared.
+    /// Waits until the memory alarm is cleared, or the client is gone.
     async fn until_memory(&self) {
         let (memory, stop) = (self.connection.memory().clone(), self.stop.clone());
+        if !memory.is_alarmed() {
+            return;
+        }
         self.connection.liveness().set_reading(false, now());
         worker::with(|lent| self.connection.notify_blocked(true, &mut lent.worker));
-        std::future::poll_fn(|context| {
-            if stop.poll_asked(context) { Poll::Ready(()) } else { memory.poll_clear(context) }
-        })
-        .await;
+        loop {
+            let clear = std::future::poll_fn(|context| {
+                if stop.poll_asked(context) { Poll::Ready(()) } else { memory.poll_clear(context) }
+            });
+            if timeout(BLOCKED_LOOK, clear).await.is_ok() {
+                break;
+            }
+            if self.is_peer_gone().await {
+                stop.ask();
+            }
+        }
         worker::with(|lent| self.connection.notify_blocked(false, &mut lent.worker));
         self.connection.liveness().set_reading(true, now());
+    }
+
+    /// Whether the peer has closed its side, also while what it sent before is not read.
+    async fn is_peer_gone(&self) -> bool {
+        // What was sent makes the socket readable at once; if nothing was, there is no end either.
+        let ready = timeout(Duration::ZERO, self.read.ready(Interest::READABLE)).await;
+        ready.is_ok_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
     }
 
     /// Reads and forgets, until the peer closes.

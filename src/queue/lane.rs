@@ -43,8 +43,9 @@ pub(crate) struct Taken {
 pub(crate) struct Spares(Vec<Vec<u8>>);
 
 impl Spares {
-    fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_else(|| Vec::with_capacity(SEGMENT_BYTES))
+    fn take(&mut self, bytes: usize) -> Vec<u8> {
+        let kept = if bytes == SEGMENT_BYTES { self.0.pop() } else { None };
+        kept.unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     fn keep(&mut self, segment: Segment) {
@@ -104,9 +105,8 @@ impl Lane {
 
     /// Appends a message at the tail.
     pub(crate) fn push(&mut self, content: &Content<'_>, spares: &mut Spares) {
-        let limit = if self.segments.len() == 1 { SMALL_SEGMENT_BYTES } else { SEGMENT_BYTES };
-        if !self.tail().has_room(content, limit) {
-            let segment = Segment::with_buffer(spares.take());
+        if !self.tail().has_room(content) {
+            let segment = Segment::with_buffer(spares.take(self.next_segment_bytes()));
             self.memory += segment.capacity();
             self.segments.push_back(segment);
             self.skip_read_segment();
@@ -186,6 +186,16 @@ impl Lane {
         }
         self.cursor_seq.0 += dropped;
         count
+    }
+
+    /// The size for one more segment: about as much as already waits, so that a queue that is
+    /// never quite empty does not take the memory of a long one.
+    fn next_segment_bytes(&self) -> usize {
+        if self.index(self.cursor.segment) + 1 < self.segments.len() {
+            return SEGMENT_BYTES;
+        }
+        let waiting = (self.tail().end() - self.cursor.offset) as usize;
+        (2 * waiting).next_power_of_two().clamp(SMALL_SEGMENT_BYTES, SEGMENT_BYTES)
     }
 
     fn tail(&self) -> &Segment {
@@ -305,6 +315,19 @@ mod tests {
         assert!(lane.memory() < 2 * SEGMENT_BYTES, "{}", lane.memory());
         assert_eq!(lane.content(hoarded.location).body.size(), body.len());
         lane.settle(hoarded.location, &mut spares);
+        lane.check_invariants(0);
+    }
+
+    #[test]
+    fn a_lane_that_is_never_empty_stays_small() {
+        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        push(&mut lane, &mut spares, b"first");
+        for _ in 0..10_000 {
+            push(&mut lane, &mut spares, b"next");
+            let taken = lane.pop().expect("two messages");
+            lane.settle(taken.location, &mut spares);
+            assert!(lane.memory() <= 3 * SMALL_SEGMENT_BYTES, "{}", lane.memory());
+        }
         lane.check_invariants(0);
     }
 

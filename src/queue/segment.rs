@@ -107,6 +107,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
+    /// A segment in an empty buffer, whose capacity is its size.
     pub(super) fn with_buffer(bytes: Vec<u8>) -> Self {
         debug_assert!(bytes.is_empty(), "a spare buffer is empty");
         Self { bytes, shared: Vec::new(), live: 0 }
@@ -122,8 +123,10 @@ impl Segment {
         self.bytes.capacity() + self.shared.capacity() * size_of::<Bytes>()
     }
 
-    /// Whether `content` fits under `limit` bytes. An empty segment takes any record.
-    pub(super) fn has_room(&self, content: &Content<'_>, limit: usize) -> bool {
+    /// Whether `content` still fits. A segment grows to [`SMALL_SEGMENT_BYTES`], or is as large as
+    /// its buffer was to begin with; an empty one takes any record.
+    pub(super) fn has_room(&self, content: &Content<'_>) -> bool {
+        let limit = self.bytes.capacity().max(SMALL_SEGMENT_BYTES);
         self.bytes.is_empty() || self.bytes.len() + record_len(content) <= limit
     }
 
