@@ -21,18 +21,22 @@ pub struct Memory {
     used: AtomicI64,
     /// Bytes of bodies that are still being received and of open transactions.
     unfinished: AtomicI64,
+    unfinished_max: i64,
     limit: i64,
     alarmed: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
 }
 
 impl Memory {
-    /// A gauge whose alarm is on while more than `limit_bytes` are used.
-    pub fn new(limit_bytes: u64) -> Self {
+    /// A gauge whose alarm is on while more than `limit_bytes` are used. What is unfinished may
+    /// take a quarter as much, but always one message of `message_bytes_max`.
+    pub fn new(limit_bytes: u64, message_bytes_max: u64) -> Self {
+        let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Self {
             used: AtomicI64::new(0),
             unfinished: AtomicI64::new(0),
-            limit: i64::try_from(limit_bytes).unwrap_or(i64::MAX),
+            unfinished_max: signed((limit_bytes / 4).max(message_bytes_max)),
+            limit: signed(limit_bytes),
             alarmed: AtomicBool::new(false),
             waiting: Mutex::new(Vec::new()),
         }
@@ -104,8 +108,8 @@ impl Memory {
 
 /// Bytes that a client has sent but not finished: a body that is being received, an open
 /// transaction. They are not in the gauge, because no consumer can make room for them: a client
-/// that never finishes could keep the alarm on for ever. Instead all of them together may take a
-/// quarter of the limit.
+/// that never finishes could keep the alarm on for ever. Instead all of them together have a bound
+/// (see [`Memory::new`]).
 #[derive(Debug)]
 pub(crate) struct Unfinished {
     memory: Arc<Memory>,
@@ -125,7 +129,7 @@ impl Unfinished {
         let change = bytes as i64 - self.bytes;
         let total = self.memory.unfinished.fetch_add(change, Ordering::Relaxed) + change;
         self.bytes = bytes as i64;
-        if change > 0 && total > self.memory.limit / 4 {
+        if change > 0 && total > self.memory.unfinished_max {
             let text = "no memory for more incomplete messages and open transactions";
             return Err(AmqpError::new(ReplyCode::ResourceError, text));
         }
@@ -171,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_alarm_follows_the_gauge() {
-        let memory = Arc::new(Memory::new(1600));
+        let memory = Arc::new(Memory::new(1600, 0));
         memory.add(1600);
         assert!(!memory.is_alarmed());
         let body = CountedBody::new(vec![0; 1], &memory);
@@ -185,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_alarm_is_right_in_the_end_whoever_comes_last() {
-        let memory = Arc::new(Memory::new(1000));
+        let memory = Arc::new(Memory::new(1000, 0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -201,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_is_unfinished_has_a_quarter_and_sets_no_alarm() {
-        let memory = Arc::new(Memory::new(1000));
+        let memory = Arc::new(Memory::new(1000, 100));
         let (mut first, mut second) = (Unfinished::new(&memory), Unfinished::new(&memory));
         assert!(first.resize(200).is_ok());
         let refused = second.resize(51).expect_err("a quarter is 250");

@@ -56,7 +56,8 @@ impl Broker {
     /// A broker with the default vhost and nothing else. `memory_limit_bytes` is where publishers
     /// are blocked.
     pub fn new(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
-        let memory = Arc::new(Memory::new(memory_limit_bytes));
+        let message_bytes_max = config.limits.max_message_size_bytes;
+        let memory = Arc::new(Memory::new(memory_limit_bytes, message_bytes_max));
         let vhosts = DashMap::new();
         let default = Arc::new(Vhost::new(DEFAULT_VHOST, memory.clone()));
         vhosts.insert(DEFAULT_VHOST.into(), default);

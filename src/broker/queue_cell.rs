@@ -517,7 +517,7 @@ mod tests {
         arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
         let declaration =
             Declaration { durable: false, auto_delete: false, owner: None, arguments };
-        Arc::new(QueueCell::new(QueueId(1), "q", declaration, Arc::new(Memory::new(u64::MAX))))
+        Arc::new(QueueCell::new(QueueId(1), "q", declaration, Arc::new(Memory::new(u64::MAX, 0))))
     }
 
     #[test]

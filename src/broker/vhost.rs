@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_crashed_queue_can_be_declared_again() {
-        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX)));
+        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX, 0)));
         let asker = ConnectionId(1);
         let first = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
         let same = vhost.declare_queue("q", asker, declaration()).expect("an equivalent one");
@@ -298,7 +298,7 @@ mod tests {
             }
         }
 
-        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX)));
+        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX, 0)));
         let queue = vhost.declare_queue("q", ConnectionId(1), declaration()).expect("a queue");
         let release = Release(queue.clone());
         let crash = std::panic::AssertUnwindSafe(move || {
