@@ -16,8 +16,9 @@ use rustc_hash::FxHashMap;
 
 use super::QueueCell;
 use super::drive::Drive;
+use super::memory::{CountedBody, Memory};
 use super::queue_cell::{Operation, Settlement};
-use crate::queue::{Body, Content, Slot};
+use crate::queue::{Body, Content, SHARED_BODY_MIN, Slot};
 use crate::routing::QueueId;
 
 /// Vectors of operations kept for later batches.
@@ -52,8 +53,19 @@ pub(crate) struct OwnedMessage {
 }
 
 impl OwnedMessage {
+    /// The same message with a large body in the memory gauge, for as long as anybody holds it. A
+    /// small one is copied into queues, and lives no longer than its batch.
+    pub(crate) fn counted(mut self, memory: &Arc<Memory>) -> Self {
+        if self.body.len() >= SHARED_BODY_MIN {
+            // Nobody else holds it yet: this takes the buffer over and does not copy.
+            let body = Vec::from(std::mem::take(&mut self.body));
+            self.body = Bytes::from_owner(CountedBody::new(body, memory));
+        }
+        self
+    }
+
     pub(crate) fn content(&self) -> Content<'_> {
-        let body = if self.body.len() >= crate::queue::SHARED_BODY_MIN {
+        let body = if self.body.len() >= SHARED_BODY_MIN {
             Body::Shared(&self.body)
         } else {
             Body::Inline(&self.body)

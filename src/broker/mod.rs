@@ -30,7 +30,7 @@ pub use batch::Batch;
 pub(crate) use batch::{OwnedMessage, Span, Staged};
 pub use drive::Drive;
 pub use memory::Memory;
-pub(crate) use memory::{CountedBody, Unfinished};
+pub(crate) use memory::Unfinished;
 pub use outbox::{ConnectionId, Outbox, Outgoing};
 pub(crate) use outbox::{Subscriber, Unsettled};
 pub(crate) use prefetch::ChannelPrefetch;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::broker::{CountedBody, Memory, OwnedMessage, Span, Staged, Unfinished};
+use crate::broker::{Memory, OwnedMessage, Span, Staged, Unfinished};
 use crate::codec::frame::{Frame, FrameKind};
 use crate::codec::hot::ContentHeader;
 use crate::error::{AmqpError, ReplyCode};
@@ -224,20 +224,19 @@ impl Message {
                 let body = Span::new(0, 0);
                 Staged::InBuffer { address: *address, header: *header, body }
             }
-            _ => Staged::Owned(Box::new(self.into_owned(buffer, memory))),
+            _ => Staged::Owned(Box::new(self.into_owned(buffer).counted(memory))),
         }
     }
 
-    /// The message with everything copied that is in the read buffer.
-    pub(super) fn into_owned(mut self, buffer: &[u8], memory: &Arc<Memory>) -> OwnedMessage {
+    /// The message with everything copied that is in the read buffer. Its body is not in the
+    /// memory gauge.
+    pub(super) fn into_owned(mut self, buffer: &[u8]) -> OwnedMessage {
         self.address.keep(buffer);
         self.header.keep(buffer);
         let body = match self.body {
             BodyParts::Empty => Bytes::new(),
             BodyParts::Whole(span) => Bytes::copy_from_slice(&buffer[span.range()]),
-            // A small body lives no longer than its batch: it needs no place in the gauge.
-            BodyParts::Collected(body, _) if body.len() < SHARED_BODY_MIN => body.into(),
-            BodyParts::Collected(body, _) => Bytes::from_owner(CountedBody::new(body, memory)),
+            BodyParts::Collected(body, _) => body.into(),
         };
         let (Piece::Owned(address), Piece::Owned(header)) = (self.address, self.header) else {
             unreachable!("both were kept above")

@@ -173,7 +173,7 @@ impl Connection {
         let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
         if let Mode::Transactional(transaction) = &mut channel.mode {
             let queues = self.routes.routes[route].clone();
-            let message = message.into_owned(buffer, self.broker.memory());
+            let message = message.into_owned(buffer);
             return transaction.publish(Pending { message, mandatory, queues });
         }
         let staged = message.into_staged(buffer, self.broker.memory());

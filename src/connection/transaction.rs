@@ -127,7 +127,8 @@ impl Connection {
                 }
                 continue;
             }
-            let token = worker.batch.stage(Staged::Owned(Box::new(pending.message)));
+            let message = pending.message.counted(self.broker.memory());
+            let token = worker.batch.stage(Staged::Owned(Box::new(message)));
             for queue in &pending.queues {
                 worker.batch.enqueue(queue, token);
             }
