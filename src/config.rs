@@ -58,6 +58,8 @@ pub struct Limits {
     pub memory_high_watermark: MemoryWatermark,
     /// Most consumers on one channel; 0 sets no bound.
     pub consumers_per_channel_max: u32,
+    /// How long a delivery may stay unsettled before its channel is closed; 0 sets no bound.
+    pub consumer_timeout_ms: u64,
 }
 
 /// Memory taken by messages at which publishers are paused.
@@ -181,6 +183,7 @@ impl Default for Limits {
             max_message_size_bytes: 128 << 20,
             memory_high_watermark: MemoryWatermark::Fraction(0.4),
             consumers_per_channel_max: 0,
+            consumer_timeout_ms: 1_800_000,
         }
     }
 }
@@ -248,6 +251,7 @@ struct LimitsTable {
     memory_high_watermark: Option<Value>,
     memory_high_watermark_bytes: Option<Value>,
     consumers_per_channel_max: Option<Value>,
+    consumer_timeout_ms: Option<Value>,
 }
 
 #[derive(Default, Deserialize)]
@@ -330,6 +334,13 @@ impl Limits {
                 table.consumers_per_channel_max,
                 0..=u32::MAX,
                 default.consumers_per_channel_max,
+            )?,
+            // The upper end is that of queue arguments: ten years.
+            consumer_timeout_ms: integer(
+                "limits.consumer_timeout_ms",
+                table.consumer_timeout_ms,
+                0..=315_360_000_000,
+                default.consumer_timeout_ms,
             )?,
         })
     }

@@ -34,6 +34,7 @@ fn the_documented_file_states_the_defaults() {
         "max_message_size_bytes",
         "memory_high_watermark",
         "consumers_per_channel_max",
+        "consumer_timeout_ms",
         "default_user",
         "default_password",
         "loopback_users",
@@ -62,6 +63,7 @@ fn settings_are_taken() {
         max_message_size_bytes = "512MiB"
         memory_high_watermark_bytes = "1GB"
         consumers_per_channel_max = 7
+        consumer_timeout_ms = 0
         [auth]
         default_user = "admin"
         default_password = "s3cret"
@@ -83,6 +85,7 @@ fn settings_are_taken() {
         max_message_size_bytes: 512 << 20,
         memory_high_watermark: MemoryWatermark::Bytes(1_000_000_000),
         consumers_per_channel_max: 7,
+        consumer_timeout_ms: 0,
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.auth.default_user, "admin");
@@ -122,6 +125,7 @@ fn errors_name_the_key_the_value_and_what_is_allowed() {
     check_refused("limits.memory_high_watermark = nan", &["above 0"]);
     check_refused("limits.memory_high_watermark_bytes = 5", &["_bytes = 5", "from 1048576 to"]);
     check_refused("limits.consumers_per_channel_max = 4294967296", &["from 0 to 4294967295"]);
+    check_refused("limits.consumer_timeout_ms = -1", &["from 0 to 315360000000"]);
     check_refused("listeners.amqp = []", &["listeners.amqp = []", "127.0.0.1:5672"]);
     check_refused("listeners.amqp = [\"5672\"]", &["listeners.amqp = [\"5672\"]"]);
     check_refused("listeners.amqp = \"127.0.0.1:5672\"", &["a list of"]);
