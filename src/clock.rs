@@ -3,7 +3,8 @@
 //! Owns the [`Millis`] newtype. Only `net` reads a clock; everything else takes the time as an
 //! argument, so that it can be tested without waiting.
 
-/// Milliseconds since some fixed moment (monotonic, from the start of the process).
+/// Milliseconds since 1970, counted monotonically from the start of the process: later changes of
+/// the system's clock do not show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Millis(pub u64);
 

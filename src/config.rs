@@ -58,7 +58,8 @@ pub struct Limits {
     pub memory_high_watermark: MemoryWatermark,
     /// Most consumers on one channel; 0 sets no bound.
     pub consumers_per_channel_max: u32,
-    /// How long a delivery may stay unsettled before its channel is closed; 0 sets no bound.
+    /// How long a delivery may stay unsettled before its consumer is cancelled or its channel is
+    /// closed; 0 sets no bound.
     pub consumer_timeout_ms: u64,
 }
 
@@ -183,7 +184,7 @@ impl Default for Limits {
             max_message_size_bytes: 128 << 20,
             memory_high_watermark: MemoryWatermark::Fraction(0.4),
             consumers_per_channel_max: 0,
-            consumer_timeout_ms: 1_800_000,
+            consumer_timeout_ms: 0,
         }
     }
 }

@@ -744,7 +744,7 @@ impl Client {
         loop {
             let progress = self.connection.feed(&self.carry, &mut self.worker);
             self.carry.drain(..progress.consumed);
-            self.worker.drive.wake_all();
+            self.worker.drive.finish();
             self.worker.drive.take_outrun();
             self.take_output();
             match progress.next {
@@ -777,7 +777,7 @@ impl Client {
 
     fn release(&mut self) {
         self.connection.release(&mut self.worker);
-        self.worker.drive.wake_all();
+        self.worker.drive.finish();
         self.take_output();
     }
 }

@@ -9,12 +9,16 @@ use std::task::Waker;
 
 use rustc_hash::FxHashMap;
 
+use super::dead_letter::{DeadLetters, Undertaker};
 use super::{ConnectionId, QueueCell};
+use crate::clock::Millis;
 use crate::queue::{Effects, Queue};
 
 /// See the module's description.
 #[derive(Debug, Default)]
 pub struct Drive {
+    /// The time at which everything in this drive happens.
+    pub now: Millis,
     pub(crate) effects: Effects,
     /// Indices into the deliveries of [`Effects`], sorted by the connection they go to.
     pub(crate) buckets: Vec<Vec<u32>>,
@@ -26,6 +30,9 @@ pub struct Drive {
     pub(crate) deleted: Vec<Queue>,
     /// A queue whose consumers the current publisher outruns.
     pub(crate) outrun: Option<Arc<QueueCell>>,
+    /// Dead letters to publish when no lock is held.
+    pub(crate) dead_letters: DeadLetters,
+    pub(super) undertaker: Undertaker,
 }
 
 impl Drive {
@@ -36,17 +43,26 @@ impl Drive {
 
     /// Whether no drive was left half done.
     pub(crate) fn is_idle(&self) -> bool {
-        self.effects.deliveries.is_empty() && self.effects.exhausted.is_empty()
+        self.effects.is_idle()
     }
 
-    /// Forgets what a crashed drive left half done. Whoever was to be woken still is.
+    /// Forgets what a crashed drive left half done. Whoever was to be woken still is, and dead
+    /// letters are published.
     pub(crate) fn forget(&mut self) {
-        let wakes = std::mem::take(&mut self.wakes);
-        *self = Self { wakes, ..Self::default() };
+        let (now, wakes) = (self.now, std::mem::take(&mut self.wakes));
+        let dead_letters = std::mem::take(&mut self.dead_letters);
+        *self = Self { now, wakes, dead_letters, ..Self::default() };
     }
 
-    /// Wakes whom the drive has work for, and frees what was deleted. Called when no lock is held.
-    pub fn wake_all(&mut self) {
+    /// Publishes dead letters, wakes whom the drive has work for, and frees what was deleted.
+    /// Called when no lock is held.
+    pub fn finish(&mut self) {
+        while !self.dead_letters.is_empty() {
+            let dead = std::mem::take(&mut self.dead_letters);
+            let mut undertaker = std::mem::take(&mut self.undertaker);
+            undertaker.publish(dead, self);
+            self.undertaker = undertaker;
+        }
         self.deleted.clear();
         self.wakes.drain(..).for_each(Waker::wake);
     }

@@ -9,20 +9,26 @@
 
 mod auth;
 mod batch;
+mod dead_letter;
+mod deadlines;
+mod death;
 mod drive;
 mod memory;
 mod outbox;
 mod pacing;
 mod prefetch;
 mod queue_cell;
+mod services;
 mod token;
 mod vhost;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use dashmap::DashMap;
 
+use crate::clock::Millis;
 use crate::config::Config;
 
 pub(crate) use auth::check_login;
@@ -36,6 +42,7 @@ pub(crate) use outbox::{Subscriber, Unsettled};
 pub(crate) use prefetch::ChannelPrefetch;
 pub use queue_cell::QueueCell;
 pub(crate) use queue_cell::{Declaration, DeleteIf, Refusal, Settlement};
+pub(crate) use services::Services;
 pub(crate) use token::name as unguessable_name;
 pub use vhost::Vhost;
 
@@ -46,7 +53,7 @@ pub const DEFAULT_VHOST: &str = "/";
 #[derive(Debug)]
 pub struct Broker {
     config: Arc<Config>,
-    memory: Arc<Memory>,
+    services: Arc<Services>,
     vhosts: DashMap<Box<str>, Arc<Vhost>>,
     next_connection: AtomicU64,
     connections: AtomicUsize,
@@ -58,11 +65,14 @@ impl Broker {
     pub fn new(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
         let message_bytes_max = config.limits.max_message_size_bytes;
         let memory = Arc::new(Memory::new(memory_limit_bytes, message_bytes_max));
+        let timeout_ms = config.limits.consumer_timeout_ms;
+        let timeout_ms = (timeout_ms > 0).then_some(timeout_ms);
+        let services = Arc::new(Services::new(memory, timeout_ms));
         let vhosts = DashMap::new();
-        let default = Arc::new(Vhost::new(DEFAULT_VHOST, memory.clone()));
+        let default = Vhost::new(DEFAULT_VHOST, services.clone());
         vhosts.insert(DEFAULT_VHOST.into(), default);
         let next_connection = AtomicU64::new(1);
-        Self { config, memory, vhosts, next_connection, connections: AtomicUsize::new(0) }
+        Self { config, services, vhosts, next_connection, connections: AtomicUsize::new(0) }
     }
 
     /// The configuration that the broker was started with.
@@ -72,7 +82,21 @@ impl Broker {
 
     /// The memory gauge and its alarm.
     pub fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+        &self.services.memory
+    }
+
+    /// For the timer: ready with the time of the first deadline when that is not `known`.
+    pub fn poll_next_deadline(
+        &self,
+        known: Option<Millis>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Millis>> {
+        self.services.deadlines.poll_next(known, context)
+    }
+
+    /// Does some of what is due at `drive.now`.
+    pub fn tick(&self, drive: &mut Drive) {
+        self.services.deadlines.tick(drive);
     }
 
     pub(crate) fn vhost(&self, name: &str) -> Option<Arc<Vhost>> {

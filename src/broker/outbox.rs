@@ -22,7 +22,8 @@ use parking_lot::{Mutex, MutexGuard};
 use super::QueueCell;
 use crate::codec::encode::{self, DeliverHead};
 use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD};
-use crate::codec::method::{AMQPClass, basic, put_method};
+use crate::codec::method::{AMQPClass, basic, channel, put_method};
+use crate::error::AmqpError;
 use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, Slot};
 
 /// Consumers get no further window while this much waits to be written. Between 512 KiB and 1 MiB
@@ -112,6 +113,8 @@ struct State {
     used: bool,
     /// Bytes in `out` that answer the client's own requests.
     reply_bytes: usize,
+    /// Channels that were closed from outside of their connection, which does not know yet.
+    closed_channels: Vec<u16>,
 }
 
 /// See the module's description.
@@ -125,6 +128,8 @@ pub struct Outbox {
     cancel_notify: AtomicBool,
     /// Consumers on this connection: they share the room for deliveries.
     consumers: AtomicU32,
+    /// Whether there are `closed_channels`.
+    has_closed_channels: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -136,6 +141,7 @@ impl Outbox {
             asked_to_close: AtomicBool::new(false),
             cancel_notify: AtomicBool::new(false),
             consumers: AtomicU32::new(0),
+            has_closed_channels: AtomicBool::new(false),
             state: Mutex::new(State::default()),
         }
     }
@@ -164,10 +170,45 @@ impl Outbox {
         self.cancel_notify.store(true, Ordering::Relaxed);
     }
 
-    /// Tells the client that a consumer is gone with its queue (RabbitMQ's consumer cancel
-    /// notification), if it understands that.
+    /// Whether the client has announced `consumer_cancel_notify`.
+    pub(crate) fn knows_cancel(&self) -> bool {
+        self.cancel_notify.load(Ordering::Relaxed)
+    }
+
+    /// Closes a channel from outside of its connection, which learns of it before it takes the next
+    /// frame (see [`Outbox::take_closed_channels`]).
+    pub(crate) fn close_channel(&self, number: u16, error: &AmqpError, wakes: &mut Vec<Waker>) {
+        let mut guard = self.lock();
+        if guard.state.closed_channels.contains(&number) {
+            return;
+        }
+        guard.state.closed_channels.push(number);
+        self.has_closed_channels.store(true, Ordering::Release);
+        let close = channel::Close {
+            reply_code: error.code.code(),
+            reply_text: error.reply_text().as_str().into(),
+            class_id: error.class_id,
+            method_id: error.method_id,
+        };
+        let method = AMQPClass::Channel(channel::AMQPMethod::Close(close));
+        put_method(guard.buffer(), number, &method);
+        guard.wake(wakes);
+    }
+
+    /// For the connection: the channels that were closed without it.
+    pub(crate) fn take_closed_channels(&self) -> Vec<u16> {
+        if !self.has_closed_channels.load(Ordering::Acquire) {
+            return Vec::new();
+        }
+        let mut state = self.state.lock();
+        self.has_closed_channels.store(false, Ordering::Relaxed);
+        std::mem::take(&mut state.closed_channels)
+    }
+
+    /// Tells the client that a consumer is gone (RabbitMQ's consumer cancel notification), if it
+    /// understands that.
     pub(crate) fn lose_consumer(&self, (channel, tag): (u16, Box<str>), wakes: &mut Vec<Waker>) {
-        if self.cancel_notify.load(Ordering::Relaxed) {
+        if self.knows_cancel() {
             let cancel = basic::Cancel { consumer_tag: (&*tag).into(), nowait: true };
             let method = AMQPClass::Basic(basic::AMQPMethod::Cancel(cancel));
             self.send(channel, &method, wakes);
@@ -382,7 +423,7 @@ impl OutboxGuard<'_> {
     /// Appends `basic.deliver` with its content.
     pub(crate) fn deliver(&mut self, to: &Subscriber, delivery: &Delivery, content: &Content<'_>) {
         let tag = self.next_tag(to.channel, to.source, delivery.slot, delivery.counted);
-        let redelivered = delivery.redelivered;
+        let redelivered = delivery.returns > 0;
         match content.body {
             Body::Inline(body) => encode::put_delivery(
                 &mut self.state.out.buffer,
@@ -412,7 +453,7 @@ impl OutboxGuard<'_> {
         content: &Content<'_>,
     ) {
         let tag = self.next_tag(channel, source, got.slot, false);
-        let (buffer, again) = (&mut self.state.out.buffer, got.redelivered);
+        let (buffer, again) = (&mut self.state.out.buffer, got.returns > 0);
         encode::put_get_ok(buffer, channel, tag, again, content.address, message_count);
         self.put_content(channel, content);
     }

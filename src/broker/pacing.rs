@@ -91,11 +91,12 @@ mod tests {
 
     use super::super::prefetch::ChannelPrefetch;
     use super::*;
-    use crate::queue::{Body, ConsumerSpec, Content, Effects, Limits};
+    use crate::clock::Millis;
+    use crate::queue::{Body, ConsumerSpec, Content, Effects, Settings};
 
     /// A queue with a backlog beyond the bound, and as many consumers that take nothing.
     fn backlogged(consumers: usize) -> Queue {
-        let mut queue = Queue::new(Limits::default());
+        let mut queue = Queue::new(Settings::default());
         for _ in 0..consumers {
             let gate = Arc::new(ChannelPrefetch::default());
             let spec = ConsumerSpec { no_ack: true, prefetch: 0, priority: 0, window: 0, gate };
@@ -104,7 +105,7 @@ mod tests {
         let body = vec![0; 8 * 1024];
         let content = Content { address: b"\0\0", header: &[0; 14], body: Body::Inline(&body) };
         for token in 0..400 {
-            queue.enqueue(&content, token, &mut Effects::default());
+            queue.enqueue(&content, token, Millis::default(), &mut Effects::default());
         }
         assert!(queue.backlog_bytes() > BACKLOG_MAX_BYTES);
         queue
@@ -114,7 +115,7 @@ mod tests {
     fn a_queue_without_consumers_holds_nobody() {
         let mut pacing = Pacing::default();
         assert!(!pacing.is_outrun(&backlogged(0)));
-        assert!(!pacing.is_outrun(&Queue::new(Limits::default())));
+        assert!(!pacing.is_outrun(&Queue::new(Settings::default())));
     }
 
     #[test]

@@ -22,6 +22,11 @@ impl ChannelPrefetch {
         self.limit.store(limit, Ordering::SeqCst);
     }
 
+    /// Whether there is a limit.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limit.load(Ordering::Relaxed) > 0
+    }
+
     /// Gives back one delivery that was counted. Answers whether queues may be waiting for it,
     /// which the caller then has to let try again.
     pub(crate) fn give_back(&self) -> bool {

@@ -1,32 +1,39 @@
 //! A queue as the broker shares it: the state machine under its lock, and who subscribes.
 //!
 //! Owns the only lock around a [`Queue`], the encoding of its deliveries into the outboxes of
-//! their connections, and the pacing of publishers that outrun willing consumers. It must not know
-//! of names in a vhost, of routing, or of channels beyond their number.
+//! their connections (`encoding`), what happens when its time has come (`timing`), and the pacing
+//! of publishers that outrun willing consumers. It must not know of names in a vhost, of routing, or
+//! of channels beyond their number.
 //!
 //! Lock order: this lock, then one outbox at a time. Never two queues, never two outboxes. Work
 //! under the lock is one batch, bounded by one socket read.
 
+mod encoding;
+mod timing;
+
 use std::ops::{Deref, DerefMut};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::drive::Drive;
-use super::memory::Memory;
 use super::outbox::{ConnectionId, Outbox, Subscriber};
 use super::pacing::Pacing;
+use super::{Services, Vhost};
+use crate::clock::Millis;
 use crate::codec::method::{AMQPClass, FieldTable};
 use crate::queue::{
-    ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Limits, Origin, Overflow, Queue, Slot,
+    ConsumerKey, ConsumerSpec, Content, Effects, Kind, Origin, Queue, Settings, Slot,
 };
 use crate::routing::QueueId;
 
 /// What a queue was declared with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Declaration {
+    /// The type that the arguments ask for.
+    pub(crate) kind: Kind,
     pub(crate) durable: bool,
     pub(crate) auto_delete: bool,
     /// The connection that the queue is exclusive to.
@@ -39,6 +46,8 @@ pub(crate) struct Declaration {
 pub(crate) enum Settlement {
     /// The message is done with.
     Done,
+    /// The message is refused: dropped, or dead-lettered.
+    Reject,
     /// The message comes back to its original place.
     Requeue,
 }
@@ -74,6 +83,8 @@ pub(crate) enum Kept {
 pub(crate) struct DeleteIf {
     pub(crate) unused: bool,
     pub(crate) empty: bool,
+    /// It has been unused for as long as `x-expires` says.
+    pub(crate) expired: bool,
 }
 
 #[derive(Debug)]
@@ -88,6 +99,12 @@ struct State {
     /// What the memory gauge was told last.
     memory_counted: usize,
     pacing: Pacing,
+    /// When the queue was last declared, read from or consumed from.
+    used_at: Millis,
+    /// Where it stands among the deadlines.
+    deadline: Option<Millis>,
+    /// Deliveries without a consumer, while there is a consumer timeout.
+    strays: Vec<timing::Stray>,
 }
 
 /// See the module's description.
@@ -97,8 +114,9 @@ pub struct QueueCell {
     name: Box<str>,
     pub(crate) declaration: Declaration,
     /// Whether a publish can be refused (`reject-publish`).
-    pub(crate) may_reject: bool,
-    memory: Arc<Memory>,
+    may_reject: AtomicBool,
+    vhost: Weak<Vhost>,
+    services: Arc<Services>,
     /// Set under the lock; read without it as a hint.
     is_gone: AtomicBool,
     state: Mutex<State>,
@@ -141,27 +159,57 @@ impl QueueCell {
         id: QueueId,
         name: &str,
         declaration: Declaration,
-        memory: Arc<Memory>,
+        vhost: Weak<Vhost>,
+        services: Arc<Services>,
     ) -> Self {
-        let limits = Limits::from_arguments(&declaration.arguments);
+        let settings = Settings::from_arguments(declaration.kind, &declaration.arguments);
+        let settings = services.with_defaults(settings);
+        let may_reject = AtomicBool::new(settings.rejects_publishes());
         let state = State {
-            queue: Queue::new(limits),
+            queue: Queue::new(settings),
             subscribers: Vec::new(),
             exclusive_consumer: None,
             had_consumer: false,
             gone: false,
             memory_counted: 0,
             pacing: Pacing::default(),
+            used_at: Millis::default(),
+            deadline: None,
+            strays: Vec::new(),
         };
         Self {
             id,
             name: name.into(),
             declaration,
-            may_reject: limits.overflow == Overflow::RejectPublish,
-            memory,
+            may_reject,
+            vhost,
+            services,
             is_gone: AtomicBool::new(false),
             state: Mutex::new(state),
         }
+    }
+
+    /// Changes what policies can change, at once.
+    pub(crate) fn configure(self: &Arc<Self>, settings: Settings, drive: &mut Drive) {
+        let settings = self.services.with_defaults(settings);
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.gone || *state.queue.settings() == settings {
+            return;
+        }
+        self.may_reject.store(settings.rejects_publishes(), Ordering::Relaxed);
+        state.queue.configure(settings, drive.now);
+        self.dispatch(state, &no_content, drive);
+    }
+
+    /// Whether a publish can be refused (`reject-publish`).
+    pub(crate) fn may_reject(&self) -> bool {
+        self.may_reject.load(Ordering::Relaxed)
+    }
+
+    /// The vhost that the queue is in, while that exists.
+    pub(super) fn vhost(&self) -> Option<Arc<Vhost>> {
+        self.vhost.upgrade()
     }
 
     pub(crate) fn id(&self) -> QueueId {
@@ -202,7 +250,8 @@ impl QueueCell {
         let state = &mut *state;
         // A limit must not cost a message that a consumer has room for: in a limited queue, what
         // gives consumers room takes effect before the next message comes.
-        let limited = state.queue.is_limited();
+        let limited = state.queue.settings().is_limited();
+        let now = drive.now;
         let mut published = false;
         let mut room = false;
         for operation in operations {
@@ -211,8 +260,12 @@ impl QueueCell {
                     state.queue.settle(slot, &mut drive.effects);
                     room = true;
                 }
+                Operation::Settle(slot, Settlement::Reject) => {
+                    state.queue.reject(slot, &mut drive.effects);
+                    room = true;
+                }
                 Operation::Settle(slot, Settlement::Requeue) => {
-                    state.queue.put_back(slot);
+                    state.queue.put_back(slot, &mut drive.effects);
                     room = true;
                 }
                 Operation::Publish(token) => {
@@ -220,7 +273,7 @@ impl QueueCell {
                         self.dispatch(state, &content, drive);
                         room = false;
                     }
-                    state.queue.enqueue(&content(token), token, &mut drive.effects);
+                    state.queue.enqueue(&content(token), token, now, &mut drive.effects);
                     published = true;
                 }
             }
@@ -244,7 +297,11 @@ impl QueueCell {
         if state.gone {
             return Err(Refusal::Gone);
         }
-        if state.exclusive_consumer.is_some() || (exclusive && state.queue.consumer_count() > 0) {
+        // A quorum queue has no exclusive consumers: it ignores the flag (RabbitMQ).
+        let exclusive = exclusive && self.declaration.kind == Kind::Classic;
+        let is_shared =
+            state.queue.consumer_count() > 0 || state.queue.settings().single_active_consumer;
+        if state.exclusive_consumer.is_some() || (exclusive && is_shared) {
             return Err(Refusal::InUse);
         }
         let state = &mut *state;
@@ -267,30 +324,50 @@ impl QueueCell {
     }
 
     /// Removes a consumer. Answers whether the queue is to be deleted now (auto-delete).
-    pub(crate) fn cancel(&self, key: ConsumerKey, drive: &mut Drive) -> bool {
+    pub(crate) fn cancel(self: &Arc<Self>, key: ConsumerKey, drive: &mut Drive) -> bool {
         let mut state = self.lock();
+        let state = &mut *state;
+        let Some(subscriber) = self.remove_consumer(state, key, drive) else { return false };
+        state.keep_strays(key, &subscriber);
+        // Where one consumer is active, the next one is now.
+        self.dispatch(state, &no_content, drive);
+        self.is_done_with(state)
+    }
+
+    fn remove_consumer(
+        &self,
+        state: &mut State,
+        key: ConsumerKey,
+        drive: &mut Drive,
+    ) -> Option<Subscriber> {
         if !state.queue.cancel(key) {
-            return false;
-        }
-        if let Some(subscriber) = state.subscribers[key.index as usize].take() {
-            subscriber.outbox.remove_consumer();
+            return None;
         }
         if state.exclusive_consumer == Some(key) {
             state.exclusive_consumer = None;
         }
-        let unused = state.queue.consumer_count() == 0;
-        if unused {
+        if state.queue.consumer_count() == 0 {
+            state.used_at = drive.now;
             state.pacing.release(&mut drive.wakes);
         }
+        let subscriber = state.subscribers[key.index as usize].take();
+        let subscriber = subscriber.expect("a consumer has its subscriber");
+        subscriber.outbox.remove_consumer();
+        Some(subscriber)
+    }
+
+    /// Whether the queue is to be deleted, now that a consumer is gone.
+    fn is_done_with(&self, state: &State) -> bool {
+        let unused = state.queue.consumer_count() == 0;
         unused && self.declaration.auto_delete && state.had_consumer
     }
 
     /// `basic.get`: answers `false` when the queue is empty. The reply is written under the lock,
     /// so that replies stand in the order of the messages.
     pub(crate) fn get(
-        &self,
+        self: &Arc<Self>,
         no_ack: bool,
-        outbox: &Outbox,
+        outbox: &Arc<Outbox>,
         channel: u16,
         source: u32,
         drive: &mut Drive,
@@ -299,16 +376,24 @@ impl QueueCell {
         if state.gone {
             return Err(Refusal::Gone);
         }
-        let Some(got) = state.queue.get(no_ack) else { return Ok(false) };
-        let left = state.queue.ready() as u32;
-        {
+        let state = &mut *state;
+        state.used_at = drive.now;
+        let got = state.queue.get(no_ack, drive.now, &mut drive.effects);
+        if let Some(got) = &got {
+            let left = state.queue.ready() as u32;
+            let content = state.queue.got_content(got);
+            let counted = encoding::counted_header(&state.queue, content.header, got.returns);
+            let header = counted.as_deref().unwrap_or(content.header);
+            let content = Content { header, ..content };
             let mut guard = outbox.lock_for_reply();
-            guard.get_ok(channel, source, &got, left, &state.queue.got_content(&got));
+            guard.get_ok(channel, source, got, left, &content);
             guard.wake(&mut drive.wakes);
+            drop(guard);
+            state.queue.finish_get(got, &mut drive.effects);
+            state.keep_stray(got, outbox, channel);
         }
-        state.queue.finish_get(&got, &mut drive.effects);
-        self.count_memory(&mut state);
-        Ok(true)
+        self.dispatch(state, &no_content, drive);
+        Ok(got.is_some())
     }
 
     /// Drops all ready messages; returns how many there were.
@@ -348,15 +433,17 @@ impl QueueCell {
         if condition.empty && state.queue.ready() > 0 {
             return Err(Kept::NotEmpty);
         }
-        if condition.unused && state.queue.consumer_count() > 0 {
+        let in_use = state.queue.consumer_count() > 0;
+        if (condition.unused && in_use) || (condition.expired && !state.has_expired(drive.now)) {
             return Err(Kept::InUse);
         }
         state.gone = true;
         self.is_gone.store(true, Ordering::Release);
         let count = state.queue.ready() as u32;
         // Freeing many messages takes a while: that is done when no lock is held.
-        drive.deleted.push(std::mem::replace(&mut state.queue, Queue::new(Limits::default())));
+        drive.deleted.push(std::mem::replace(&mut state.queue, Queue::new(Settings::default())));
         self.count_memory(&mut state);
+        self.forget_deadline(&mut state, &mut drive.wakes);
         state.pacing.release(&mut drive.wakes);
         for subscriber in std::mem::take(&mut state.subscribers).into_iter().flatten() {
             subscriber.outbox.remove_consumer();
@@ -393,20 +480,45 @@ impl QueueCell {
         drive: &mut Drive,
     ) {
         loop {
-            state.queue.checkout(&mut drive.effects);
-            if !drive.effects.deliveries.is_empty() {
-                state.pacing.delivered(drive.effects.deliveries.len());
-                encode(state, staged, drive);
-                state.queue.finish(&mut drive.effects);
-            }
+            state.queue.checkout(drive.now, &mut drive.effects);
+            self.hand_over(state, staged, drive);
             if !self.grant_exhausted(state, &mut drive.effects) {
                 break;
             }
         }
+        state.queue.expire(drive.now, &mut drive.effects);
+        self.hand_over(state, staged, drive);
+        drive.effects.end_drive();
         #[cfg(debug_assertions)]
         state.queue.check_invariants();
         state.pacing.progress(&state.queue, &mut drive.wakes);
         self.count_memory(state);
+        self.reschedule(state, &mut drive.wakes);
+    }
+
+    /// Encodes deliveries and copies dead letters, while their content is there.
+    fn hand_over<'c>(
+        self: &Arc<Self>,
+        state: &mut State,
+        staged: &impl Fn(u32) -> Content<'c>,
+        drive: &mut Drive,
+    ) {
+        if !drive.effects.deliveries.is_empty() {
+            state.pacing.delivered(drive.effects.deliveries.len());
+            encoding::encode(state, staged, drive);
+        }
+        if !drive.effects.dead.is_empty() {
+            let queue = &state.queue;
+            let dead = drive.effects.dead.iter().map(|dead| {
+                let content = match dead.origin {
+                    Origin::Staged(token) => staged(token),
+                    Origin::Stored(location) => queue.content(location),
+                };
+                (content, dead.reason)
+            });
+            drive.dead_letters.bury(self, queue.settings(), dead);
+        }
+        state.queue.finish(&mut drive.effects);
     }
 
     /// Fills the windows that were used up where there is room, and parks the other consumers in
@@ -431,73 +543,20 @@ impl QueueCell {
 
     fn count_memory(&self, state: &mut State) {
         let now = state.queue.memory();
-        self.memory.add(now as i64 - state.memory_counted as i64);
+        self.services.memory.add(now as i64 - state.memory_counted as i64);
         state.memory_counted = now;
     }
 }
 
 impl Drop for QueueCell {
     fn drop(&mut self) {
-        self.memory.add(-(self.state.get_mut().memory_counted as i64));
+        self.services.memory.add(-(self.state.get_mut().memory_counted as i64));
     }
 }
 
 /// For drives that stage no publishes.
 fn no_content<'c>(_token: u32) -> Content<'c> {
     unreachable!("only a publisher's messages are handed off")
-}
-
-/// Encodes the deliveries into the outboxes, one lock for each connection.
-fn encode<'c>(state: &State, staged: &impl Fn(u32) -> Content<'c>, drive: &mut Drive) {
-    let Drive { effects, buckets, bucket_of, wakes, .. } = drive;
-    let deliveries = &effects.deliveries;
-    let outbox_of = |index: usize| {
-        let consumer = deliveries[index].consumer.index as usize;
-        let subscriber = state.subscribers[consumer].as_ref();
-        &subscriber.expect("a consumer has its subscriber").outbox
-    };
-    if state.queue.consumer_count() == 1 {
-        encode_one(state, outbox_of(0), deliveries.iter(), staged, wakes);
-        return;
-    }
-    // Sorted by connection and not by consumer, so that messages stay in order on a channel.
-    let mut used = 0;
-    bucket_of.clear();
-    for index in 0..deliveries.len() {
-        let bucket = *bucket_of.entry(outbox_of(index).id()).or_insert_with(|| {
-            used += 1;
-            used - 1
-        });
-        if buckets.len() <= bucket {
-            buckets.push(Vec::new());
-        }
-        buckets[bucket].push(index as u32);
-    }
-    for bucket in &mut buckets[..used] {
-        let outbox = outbox_of(bucket[0] as usize);
-        let share = bucket.iter().map(|index| &deliveries[*index as usize]);
-        encode_one(state, outbox, share, staged, wakes);
-        bucket.clear();
-    }
-}
-
-fn encode_one<'c, 'd>(
-    state: &State,
-    outbox: &Outbox,
-    share: impl Iterator<Item = &'d Delivery>,
-    staged: &impl Fn(u32) -> Content<'c>,
-    wakes: &mut Vec<Waker>,
-) {
-    let mut guard = outbox.lock();
-    for delivery in share {
-        let subscriber = state.subscribers[delivery.consumer.index as usize].as_ref();
-        let subscriber = subscriber.expect("a consumer has its subscriber");
-        match delivery.origin {
-            Origin::Staged(token) => guard.deliver(subscriber, delivery, &staged(token)),
-            Origin::Stored(at) => guard.deliver(subscriber, delivery, &state.queue.content(at)),
-        }
-    }
-    guard.wake(wakes);
 }
 
 #[cfg(test)]
@@ -515,15 +574,14 @@ mod tests {
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongInt(length_max));
         arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
-        let declaration =
-            Declaration { durable: false, auto_delete: false, owner: None, arguments };
-        Arc::new(QueueCell::new(QueueId(1), "q", declaration, Arc::new(Memory::new(u64::MAX, 0))))
+        let declaration = Declaration { arguments, ..Declaration::default() };
+        Arc::new(QueueCell::new(QueueId(1), "q", declaration, Weak::new(), Services::for_test()))
     }
 
     #[test]
     fn a_requeue_does_not_overtake_a_publish_before_it() {
         let (cell, mut drive) = (refusing(3), Drive::default());
-        let outbox = Outbox::new(ConnectionId(1));
+        let outbox = Arc::new(Outbox::new(ConnectionId(1)));
         outbox.lock().open_channel(1);
         cell.commit(&[0, 1, 2].map(Operation::Publish), content, &mut drive);
         assert_eq!(cell.get(false, &outbox, 1, 0, &mut drive), Ok(true));

@@ -6,20 +6,19 @@
 //!
 //! Lock order: the topology, then a queue.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
 use super::drive::Drive;
-use super::memory::Memory;
 use super::outbox::ConnectionId;
 use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
-use super::token;
+use super::{Services, token};
 use crate::codec::method::FieldTable;
 use crate::error::{AmqpError, ReplyCode};
-use crate::queue::{check_arguments, check_equivalence};
+use crate::queue::{Kind, check_arguments, check_equivalence};
 use crate::routing::{Destination, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology};
 
 /// Names that only the broker gives out begin with this.
@@ -33,23 +32,24 @@ pub struct Vhost {
     /// Rises with each change of the topology; cached routes are good for one generation.
     generation: AtomicU64,
     queues: DashMap<QueueId, Arc<QueueCell>>,
-    next_queue: AtomicU64,
-    memory: Arc<Memory>,
+    services: Arc<Services>,
+    /// Itself, for its queues.
+    this: Weak<Self>,
 }
 
 /// Who asks: an exclusive queue serves its own connection only.
 pub(crate) type Asker = ConnectionId;
 
 impl Vhost {
-    pub(crate) fn new(name: &str, memory: Arc<Memory>) -> Self {
-        Self {
+    pub(crate) fn new(name: &str, services: Arc<Services>) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
             name: name.into(),
             topology: RwLock::new(Topology::new(name)),
             generation: AtomicU64::new(1),
             queues: DashMap::new(),
-            next_queue: AtomicU64::new(1),
-            memory,
-        }
+            services,
+            this: this.clone(),
+        })
     }
 
     /// See [`Vhost::route`]: what is known of routes holds while this does not change.
@@ -76,6 +76,23 @@ impl Vhost {
             .map_err(|error: RouteError| error.to_amqp(exchange, &self.name))?;
         let cells = routed.queues.iter().filter_map(|id| self.queues.get(id));
         Ok(cells.map(|cell| cell.clone()).collect())
+    }
+
+    /// Finds the queues for a dead letter. An exchange that is not there leads nowhere (RabbitMQ).
+    pub(super) fn route_dead_letter(
+        &self,
+        exchange: &[u8],
+        keys: &[&[u8]],
+        headers: &[u8],
+        routed: &mut Routed,
+    ) -> Vec<Arc<QueueCell>> {
+        let topology = self.topology.read();
+        let found = topology.route_keys(exchange, keys, Some(headers), Origin::Broker, routed);
+        if found.is_err() {
+            return Vec::new();
+        }
+        let cells = routed.queues.iter().filter_map(|id| self.queues.get(id));
+        cells.map(|cell| cell.clone()).collect()
     }
 
     /// The queue of this name, or RabbitMQ's 404.
@@ -117,12 +134,18 @@ impl Vhost {
         &self,
         name: &str,
         asker: Asker,
-        declaration: Declaration,
+        mut declaration: Declaration,
+        drive: &mut Drive,
     ) -> Result<Arc<QueueCell>, AmqpError> {
         if name.is_empty() {
             let name = token::name("amq.gen-");
-            check_arguments(&declaration.arguments, &self.describe_queue(&name))?;
-            return Ok(self.add_queue(&name, declaration).expect("a made-up name is new"));
+            self.check_new(&name, &mut declaration)?;
+            if declaration.kind == Kind::Quorum {
+                let module = declaration.kind.module();
+                let text = format!("Cannot declare a server-named queue for type {module}");
+                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+            }
+            return Ok(self.add_queue(&name, declaration, drive).expect("a made-up name is new"));
         }
         if name.starts_with(RESERVED) {
             let text = format!("queue name '{name}' contains reserved prefix 'amq.*'");
@@ -131,14 +154,33 @@ impl Vhost {
         loop {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
+                cell.touch(drive);
                 return Ok(cell);
             }
-            check_arguments(&declaration.arguments, &self.describe_queue(name))?;
+            self.check_new(name, &mut declaration)?;
             // None: another connection was faster.
-            if let Some(cell) = self.add_queue(name, declaration.clone()) {
+            if let Some(cell) = self.add_queue(name, declaration.clone(), drive) {
                 return Ok(cell);
             }
         }
+    }
+
+    /// Checks what a new queue is declared with, and finds its type.
+    fn check_new(&self, name: &str, declaration: &mut Declaration) -> Result<(), AmqpError> {
+        let queue = self.describe_queue(name);
+        declaration.kind = check_arguments(&declaration.arguments, &queue)?;
+        if declaration.kind == Kind::Quorum {
+            let refused = [
+                (!declaration.durable, "non-durable"),
+                (declaration.owner.is_some(), "exclusive-owner"),
+                (declaration.auto_delete, "auto-delete"),
+            ];
+            if let Some((_, property)) = refused.iter().find(|(refused, _)| *refused) {
+                let text = format!("invalid property '{property}' for {queue}");
+                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+            }
+        }
+        Ok(())
     }
 
     fn check_redeclare(
@@ -170,7 +212,12 @@ impl Vhost {
     }
 
     /// Adds a queue, unless the name is taken.
-    pub(crate) fn add_queue(&self, name: &str, declaration: Declaration) -> Option<Arc<QueueCell>> {
+    pub(crate) fn add_queue(
+        &self,
+        name: &str,
+        declaration: Declaration,
+        drive: &mut Drive,
+    ) -> Option<Arc<QueueCell>> {
         let mut topology = self.topology.write();
         if let Some(id) = topology.queue(name.as_bytes()) {
             if self.queues.get(&id).is_some_and(|cell| !cell.is_gone()) {
@@ -180,8 +227,10 @@ impl Vhost {
             topology.remove_queue(id);
             self.queues.remove(&id);
         }
-        let id = QueueId(self.next_queue.fetch_add(1, Ordering::Relaxed));
-        let cell = Arc::new(QueueCell::new(id, name, declaration, self.memory.clone()));
+        let id = QueueId(self.services.next_id());
+        let (this, services) = (self.this.clone(), self.services.clone());
+        let cell = Arc::new(QueueCell::new(id, name, declaration, this, services));
+        cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);
         self.changed();
@@ -268,21 +317,26 @@ mod tests {
     use super::*;
 
     fn declaration() -> Declaration {
-        let arguments = FieldTable::default();
-        Declaration { durable: false, auto_delete: false, owner: None, arguments }
+        Declaration::default()
     }
 
     #[test]
     fn a_crashed_queue_can_be_declared_again() {
-        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX, 0)));
+        let vhost = Vhost::new("/", Services::for_test());
         let asker = ConnectionId(1);
-        let first = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
-        let same = vhost.declare_queue("q", asker, declaration()).expect("an equivalent one");
+        let first = vhost
+            .declare_queue("q", asker, declaration(), &mut Drive::default())
+            .expect("a new queue");
+        let same = vhost
+            .declare_queue("q", asker, declaration(), &mut Drive::default())
+            .expect("an equivalent one");
         assert_eq!(first.id(), same.id());
         let crash = std::panic::AssertUnwindSafe(|| first.crash_for_test());
         assert!(std::panic::catch_unwind(crash).is_err());
         assert!(vhost.queue("q").is_err());
-        let second = vhost.declare_queue("q", asker, declaration()).expect("a new queue");
+        let second = vhost
+            .declare_queue("q", asker, declaration(), &mut Drive::default())
+            .expect("a new queue");
         assert_ne!(first.id(), second.id());
         assert_eq!(second.counts(), (0, 0));
     }
@@ -298,8 +352,10 @@ mod tests {
             }
         }
 
-        let vhost = Vhost::new("/", Arc::new(Memory::new(u64::MAX, 0)));
-        let queue = vhost.declare_queue("q", ConnectionId(1), declaration()).expect("a queue");
+        let vhost = Vhost::new("/", Services::for_test());
+        let queue = vhost
+            .declare_queue("q", ConnectionId(1), declaration(), &mut Drive::default())
+            .expect("a queue");
         let release = Release(queue.clone());
         let crash = std::panic::AssertUnwindSafe(move || {
             let _release = release;

@@ -359,6 +359,50 @@ fn sorted_entries(table: &[u8]) -> Option<Vec<Entry<'_>>> {
     Some(all)
 }
 
+/// Appends an entry with this key, of at most 255 bytes.
+pub fn put_entry(out: &mut Vec<u8>, key: &[u8], value: &Value<'_>) {
+    out.push(u8::try_from(key.len()).expect("a short string has at most 255 bytes"));
+    out.extend_from_slice(key);
+    put_item(out, value);
+}
+
+/// Appends a value with its type letter, as it stands in an array.
+pub fn put_item(out: &mut Vec<u8>, value: &Value<'_>) {
+    macro_rules! number {
+        ($letter:expr, $number:expr) => {{
+            out.push($letter);
+            out.extend_from_slice(&$number.to_be_bytes());
+        }};
+    }
+    macro_rules! long {
+        ($letter:expr, $bytes:expr) => {
+            put_long($letter, out, |out| out.extend_from_slice($bytes))
+        };
+    }
+    match value {
+        Value::Bool(flag) => out.extend_from_slice(&[b't', u8::from(*flag)]),
+        Value::I8(n) => number!(b'b', n),
+        Value::U8(n) => number!(b'B', n),
+        Value::I16(n) => number!(b's', n),
+        Value::U16(n) => number!(b'u', n),
+        Value::I32(n) => number!(b'I', n),
+        Value::U32(n) => number!(b'i', n),
+        Value::I64(n) => number!(b'l', n),
+        Value::F32(n) => number!(b'f', n),
+        Value::F64(n) => number!(b'd', n),
+        Value::Decimal { scale, value } => {
+            out.extend_from_slice(&[b'D', *scale]);
+            out.extend_from_slice(&value.to_be_bytes());
+        }
+        Value::LongString(bytes) => long!(b'S', bytes),
+        Value::Array(bytes) => long!(b'A', bytes),
+        Value::Timestamp(n) => number!(b'T', n),
+        Value::Table(bytes) => long!(b'F', bytes),
+        Value::Void => out.push(b'V'),
+        Value::Bytes(bytes) => long!(b'x', bytes),
+    }
+}
+
 /// The contents of a decoded table as they stand on the wire, in the order of its keys: equal
 /// arguments have equal encodings.
 pub fn encode(table: &FieldTable) -> Vec<u8> {

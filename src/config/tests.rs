@@ -63,7 +63,7 @@ fn settings_are_taken() {
         max_message_size_bytes = "512MiB"
         memory_high_watermark_bytes = "1GB"
         consumers_per_channel_max = 7
-        consumer_timeout_ms = 0
+        consumer_timeout_ms = 60000
         [auth]
         default_user = "admin"
         default_password = "s3cret"
@@ -85,7 +85,7 @@ fn settings_are_taken() {
         max_message_size_bytes: 512 << 20,
         memory_high_watermark: MemoryWatermark::Bytes(1_000_000_000),
         consumers_per_channel_max: 7,
-        consumer_timeout_ms: 0,
+        consumer_timeout_ms: 60_000,
     };
     assert_eq!(config.limits, limits);
     assert_eq!(config.auth.default_user, "admin");

@@ -38,11 +38,7 @@ impl Connection {
         }
         let name = self.name();
         tracing::warn!(connection = name, channel = number, "channel error: {error}");
-        self.end_channel(number, worker);
-        let mut closing = super::channel::Channel::new();
-        closing.closing = true;
-        self.channels[usize::from(number)] = Some(Box::new(closing));
-        self.channel_count += 1;
+        self.begin_closing(number, worker);
         let close = channel::Close {
             reply_code: error.code.code(),
             reply_text: error.reply_text().as_str().into(),
@@ -50,6 +46,27 @@ impl Connection {
             method_id: error.method_id,
         };
         self.send(number, AMQPClass::Channel(channel::AMQPMethod::Close(close)), worker);
+    }
+
+    /// Ends a channel but for the answer to channel.close.
+    fn begin_closing(&mut self, number: u16, worker: &mut Worker) {
+        self.end_channel(number, worker);
+        let mut closing = super::channel::Channel::new();
+        closing.closing = true;
+        self.channels[usize::from(number)] = Some(Box::new(closing));
+        self.channel_count += 1;
+    }
+
+    /// Ends the channels that somebody else has closed, by way of the outbox.
+    pub(super) fn end_closed_channels(&mut self, worker: &mut Worker) {
+        for number in self.outbox.take_closed_channels() {
+            let channel = self.channels.get(usize::from(number)).and_then(Option::as_ref);
+            if channel.is_some_and(|channel| !channel.closing) {
+                let name = self.name();
+                tracing::warn!(connection = name, channel = number, "closed by its queue");
+                self.begin_closing(number, worker);
+            }
+        }
     }
 
     /// Sends connection.close and waits for the answer.

@@ -16,7 +16,7 @@ use crate::codec::encode::DeliverHead;
 use crate::codec::method::{AMQPClass, FieldTable, basic};
 use crate::codec::value::{integer, type_name};
 use crate::error::{AmqpError, ReplyCode};
-use crate::queue::ConsumerSpec;
+use crate::queue::{ConsumerSpec, Kind};
 
 /// Refuses a prefetch limit in bytes, as RabbitMQ does. amq-protocol leaves the field out, so
 /// it is read here: four bytes after class and method (specification section 1.8.3.1).
@@ -117,7 +117,7 @@ impl Connection {
         }
         let queue = if consume.queue.as_str() == REPLY_TO {
             self.consumer_priority(REPLY_TO, &consume.arguments)?;
-            self.reply_queue(number, consume.no_ack)?
+            self.reply_queue(number, consume.no_ack, worker)?
         } else {
             let name = self.queue_name(number, consume.queue.as_str())?;
             self.vhost().queue_for(&name, self.id())?
@@ -125,6 +125,11 @@ impl Connection {
         let priority = self.consumer_priority(queue.name(), &consume.arguments)?;
         let ok = basic::ConsumeOk { consumer_tag: tag.as_str().into() };
         let ok = AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok));
+        if queue.declaration.kind == Kind::Quorum && self.channel(number).gate.is_limited() {
+            let queue = self.vhost().describe_queue(queue.name());
+            let text = format!("{queue} does not support global qos");
+            return Err(AmqpError::new(ReplyCode::NotImplemented, text));
+        }
         let channel = self.channels[usize::from(number)].as_mut().expect("dispatched to it");
         let source = channel.use_source(&queue);
         let spec = ConsumerSpec {
@@ -180,7 +185,12 @@ impl Connection {
 
     /// The queue behind this channel's direct reply-to, made when it is consumed from. It is an
     /// ordinary queue that only this connection can consume from, and whose name nobody can guess.
-    fn reply_queue(&mut self, number: u16, no_ack: bool) -> Result<Arc<QueueCell>, AmqpError> {
+    fn reply_queue(
+        &mut self,
+        number: u16,
+        no_ack: bool,
+        worker: &mut Worker,
+    ) -> Result<Arc<QueueCell>, AmqpError> {
         let refuse = |text: &str| Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
         if self.channel(number).has_reply_queue() {
             return refuse("reply consumer already set");
@@ -188,14 +198,11 @@ impl Connection {
         if !no_ack {
             return refuse("reply consumer cannot acknowledge");
         }
-        let declaration = Declaration {
-            durable: false,
-            auto_delete: true,
-            owner: Some(self.id()),
-            arguments: FieldTable::default(),
-        };
+        let declaration =
+            Declaration { auto_delete: true, owner: Some(self.id()), ..Declaration::default() };
         let name = unguessable_name("amq.rabbitmq.reply-to.");
-        let queue = self.vhost().add_queue(&name, declaration).expect("a made-up name is new");
+        let queue = self.vhost().add_queue(&name, declaration, &mut worker.drive);
+        let queue = queue.expect("a made-up name is new");
         self.own_queue(&queue);
         self.channel_mut(number).reply_queue = Some(queue.clone());
         Ok(queue)
@@ -242,7 +249,7 @@ impl Connection {
         self.take_over(number);
         self.channel_mut(number).release_source(consumer.source);
         if unused {
-            let condition = DeleteIf { unused: true, empty: false };
+            let condition = DeleteIf { unused: true, ..DeleteIf::default() };
             // It may be in use again already: then it stays.
             let _ = self.vhost().delete_queue(&consumer.queue, condition, &mut worker.drive);
         }

@@ -205,6 +205,7 @@ impl Connection {
         if let Some(vhost) = &self.vhost {
             self.routes.refresh(vhost.generation());
         }
+        self.end_closed_channels(worker);
         let (mut consumed, next) = self.take_frames(bytes, worker);
         self.commit(bytes, worker);
         self.keep_incoming(bytes);

@@ -18,7 +18,7 @@ use crate::codec::hot::{self, Publish};
 use crate::codec::properties::{self, Properties};
 use crate::codec::table::{self, Value};
 use crate::error::{AmqpError, ReplyCode};
-use crate::queue::Content;
+use crate::queue::{Content, parse_expiration};
 use crate::routing::Routed;
 
 /// Properties that need a look at publish; a message with none of them goes straight on.
@@ -205,7 +205,7 @@ impl Connection {
         let mut refusable = false;
         for queue in queues {
             worker.batch.enqueue(queue, token);
-            refusable |= queue.may_reject;
+            refusable |= queue.may_reject();
         }
         if let Some(confirm) = confirm.filter(|_| refusable) {
             self.refusable.push(Refusable { token, channel: number, number: confirm });
@@ -231,8 +231,12 @@ impl Connection {
             );
             return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
         }
-        if let Some(expiration) = properties.expiration() {
-            return Err(refuse_expiration(expiration));
+        if let Some(expiration) = properties.expiration()
+            && let Err(reason) = parse_expiration(expiration)
+        {
+            let text = String::from_utf8_lossy(expiration);
+            let text = format!("invalid expiration '{text}': {reason}");
+            return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
         }
         let mut keys = Vec::new();
         let mut header = None;
@@ -359,24 +363,4 @@ fn answer_up_to(out: &mut Vec<u8>, number: u16, confirms: &mut Confirms, last: u
         encode::put_ack(out, number, last, last > confirms.answered + 1);
         confirms.answered = last;
     }
-}
-
-/// An expiration that is no number is refused in RabbitMQ's words. Any other is refused, too, as
-/// something that is not there yet: accepting it silently would keep messages for ever.
-fn refuse_expiration(expiration: &[u8]) -> AmqpError {
-    let text = String::from_utf8_lossy(expiration);
-    let digits = text.strip_prefix(['+', '-']).unwrap_or(&text);
-    let number_len = digits.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, rest) = digits.split_at(number_len);
-    let reason = if number.is_empty() {
-        "no_integer".to_owned()
-    } else if !rest.is_empty() {
-        format!("{{leftover_string,\"{rest}\"}}")
-    } else if text.starts_with('-') {
-        format!("{{value_negative,-{number}}}")
-    } else {
-        "not supported by this version of Leveret".to_owned()
-    };
-    let text = format!("invalid expiration '{text}': {reason}");
-    AmqpError::new(ReplyCode::PreconditionFailed, text)
 }

@@ -24,12 +24,12 @@ impl Connection {
         settle: Settle,
         worker: &mut Worker,
     ) -> Result<(), AmqpError> {
-        let (tag, multiple, requeue) = match settle {
-            Settle::Ack { tag, multiple } => (tag, multiple, false),
-            Settle::Nack { tag, multiple, requeue } => (tag, multiple, requeue),
-            Settle::Reject { tag, requeue } => (tag, false, requeue),
+        let refusal = |requeue| if requeue { Settlement::Requeue } else { Settlement::Reject };
+        let (tag, multiple, settlement) = match settle {
+            Settle::Ack { tag, multiple } => (tag, multiple, Settlement::Done),
+            Settle::Nack { tag, multiple, requeue } => (tag, multiple, refusal(requeue)),
+            Settle::Reject { tag, requeue } => (tag, false, refusal(requeue)),
         };
-        let settlement = if requeue { Settlement::Requeue } else { Settlement::Done };
         let all = multiple && tag == 0;
         if all || self.channel(number).unacked.is_ahead(tag) {
             self.take_over(number);

@@ -8,6 +8,7 @@ use super::{Connection, Worker};
 use crate::broker::{Declaration, DeleteIf};
 use crate::codec::method::{AMQPClass, FieldTable, exchange, queue};
 use crate::error::{AmqpError, ReplyCode};
+use crate::queue::Kind;
 use crate::routing::{Destination, ExchangeKind, ExchangeSpec};
 
 const REPLY_QUEUE_PREFIX: &str = "amq.rabbitmq.reply-to.";
@@ -113,7 +114,7 @@ impl Connection {
         use queue::AMQPMethod as Method;
         let (nowait, ok) = match method {
             Method::Declare(declare) => {
-                let ok = self.declare_queue(number, &declare)?;
+                let ok = self.declare_queue(number, &declare, worker)?;
                 (declare.nowait, Method::DeclareOk(ok))
             }
             Method::Bind(bind) => {
@@ -161,6 +162,7 @@ impl Connection {
         &mut self,
         number: u16,
         declare: &queue::Declare,
+        worker: &mut Worker,
     ) -> Result<queue::DeclareOk, AmqpError> {
         let name = stripped(declare.queue.as_str());
         if name == REPLY_TO {
@@ -174,13 +176,14 @@ impl Connection {
             self.vhost().queue_for(&name, self.id())?
         } else {
             let declaration = Declaration {
+                kind: Kind::Classic,
                 // An exclusive queue never outlives its connection (RabbitMQ).
                 durable: declare.durable,
                 auto_delete: declare.auto_delete,
                 owner: declare.exclusive.then_some(self.id()),
                 arguments: declare.arguments.clone(),
             };
-            self.vhost().declare_queue(&name, self.id(), declaration)?
+            self.vhost().declare_queue(&name, self.id(), declaration, &mut worker.drive)?
         };
         if cell.declaration.owner == Some(self.id()) {
             self.own_queue(&cell);
@@ -203,7 +206,20 @@ impl Connection {
             Err(error) if error.code == ReplyCode::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
-        let condition = DeleteIf { unused: delete.if_unused, empty: delete.if_empty };
+        let condition =
+            DeleteIf { unused: delete.if_unused, empty: delete.if_empty, ..DeleteIf::default() };
+        if cell.declaration.kind == Kind::Quorum {
+            for (asked, flag) in [(delete.if_unused, "if-unused"), (delete.if_empty, "if-empty")] {
+                if asked {
+                    let queue = self.vhost().describe_queue(&name);
+                    let text = format!(
+                        "cannot delete {queue}. queue.delete operations with {flag} flag set are \
+                         not supported by quorum queues"
+                    );
+                    return Err(AmqpError::new(ReplyCode::NotImplemented, text));
+                }
+            }
+        }
         let count = self.vhost().delete_queue(&cell, condition, &mut worker.drive)?;
         self.disown_queue(&cell);
         Ok(count)

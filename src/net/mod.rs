@@ -1,7 +1,7 @@
 //! Sockets, timers and tasks: the only module that waits.
 //!
-//! Owns the listeners, two tasks for each connection (one reads and drives, one writes), and the
-//! one task that looks after all connections' heartbeats. It must not know the protocol: it moves
+//! Owns the listeners, two tasks for each connection (one reads and drives, one writes), and two
+//! tasks for all: one looks after heartbeats, one after what is due at a certain time. It must not know the protocol: it moves
 //! bytes between sockets, [`crate::connection::Connection`] and [`crate::broker::Outbox`].
 
 mod housekeeping;
@@ -10,17 +10,22 @@ mod memory_limit;
 mod registry;
 mod socket;
 mod stop;
+mod timer;
 mod worker;
 
 pub use listener::Server;
 
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::clock::Millis;
 
-/// The time since the process began to serve.
+/// The time. The system's clock is read once, so that it never jumps.
 fn now() -> Millis {
-    static START: OnceLock<Instant> = OnceLock::new();
-    Millis(START.get_or_init(Instant::now).elapsed().as_millis() as u64)
+    static START: OnceLock<(Instant, u64)> = OnceLock::new();
+    let (start, unix_ms) = START.get_or_init(|| {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        (Instant::now(), since_1970.as_millis() as u64)
+    });
+    Millis(unix_ms + start.elapsed().as_millis() as u64)
 }

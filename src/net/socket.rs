@@ -279,8 +279,9 @@ impl Reader {
     fn release(&mut self) {
         // Not the thread's memory: that is lent out when a panic leads here.
         let mut worker = Worker::default();
+        worker.drive.now = now();
         self.connection.release(&mut worker);
-        worker.drive.wake_all();
+        worker.drive.finish();
     }
 
     fn log_end(&self, error: Option<std::io::Error>) {

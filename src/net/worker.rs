@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 
+use super::now;
 use crate::connection::Worker;
 
 /// The most that one read takes in (bytes). 256 KiB is a third cheaper for each message than
@@ -27,9 +28,10 @@ thread_local! {
 pub(super) fn with<T>(work: impl FnOnce(&mut Lent) -> T) -> T {
     LENT.with(|lent| {
         let lent = &mut *lent.borrow_mut();
+        lent.worker.drive.now = now();
         lent.worker.abandon_staged();
         let outcome = work(lent);
-        lent.worker.drive.wake_all();
+        lent.worker.drive.finish();
         outcome
     })
 }

@@ -1,10 +1,11 @@
 //! The consumers of one queue: who may receive the next message.
 //!
-//! Owns credit (prefetch), byte windows, the round robin among equals and consumer priorities. It
-//! knows nothing of messages beyond their size, and of connections nothing at all.
+//! Owns credit (prefetch), byte windows, the round robin among equals, consumer priorities, and
+//! which consumer is the single active one. It knows nothing of messages beyond their size, and of
+//! connections nothing at all.
 //!
-//! Invariant: a consumer that could take a message (credit and window left) is `waiting`, and then
-//! stands in the ring of its priority exactly once; or, when its gate refused it, among the stopped
+//! Invariant: a consumer that could take a message (credit and window left, and active where only
+//! one may be) is `waiting`, and then stands in the ring of its priority exactly once; or, when its gate refused it, among the stopped
 //! ones, in the order of the ring, until [`Consumers::reopen`].
 
 use std::collections::VecDeque;
@@ -89,6 +90,9 @@ pub(crate) struct Consumers {
     levels: Vec<Level>,
     len: usize,
     generations: u32,
+    single_active: bool,
+    /// The one that may receive, where only one may.
+    active: Option<u32>,
 }
 
 /// The consumer that a message goes to.
@@ -101,6 +105,12 @@ pub(crate) struct Choice {
 }
 
 impl Consumers {
+    /// `single_active`: only one consumer receives, until it is gone
+    /// (`x-single-active-consumer`).
+    pub(crate) fn new(single_active: bool) -> Self {
+        Self { single_active, ..Self::default() }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -127,13 +137,16 @@ impl Consumers {
         }
         self.table[index] = Some(consumer);
         self.len += 1;
+        if self.single_active && self.active.is_none() {
+            self.active = Some(index as u32);
+        }
         self.enter_ring(index as u32);
         ConsumerKey { index: index as u32, generation }
     }
 
     /// Removes a consumer; `false` when it is gone already.
     pub(crate) fn remove(&mut self, key: ConsumerKey) -> bool {
-        if self.find(key).is_none() {
+        if !self.contains(key) {
             return false;
         }
         let consumer = self.table[key.index as usize].take().expect("found above");
@@ -147,7 +160,24 @@ impl Consumers {
         if !in_use {
             self.levels.retain(|level| level.priority != priority);
         }
+        if self.active == Some(key.index) {
+            self.activate_next();
+        }
         true
+    }
+
+    /// The next consumer becomes active: of the highest priority, the one that subscribed first.
+    fn activate_next(&mut self) {
+        let candidates = self.table.iter().enumerate().filter_map(|(index, consumer)| {
+            let consumer = consumer.as_ref()?;
+            // Generations may have begun again at 0: what counts is how long ago they were.
+            let age = self.generations.wrapping_sub(consumer.generation);
+            Some((consumer.spec.priority, age, index as u32))
+        });
+        self.active = candidates.max().map(|(_, _, index)| index);
+        if let Some(index) = self.active {
+            self.enter_ring(index);
+        }
     }
 
     /// Whether the next message would go to a consumer that needs no settling, and what it is.
@@ -219,14 +249,20 @@ impl Consumers {
         }
     }
 
+    pub(crate) fn contains(&self, key: ConsumerKey) -> bool {
+        let consumer = self.table.get(key.index as usize).and_then(Option::as_ref);
+        consumer.is_some_and(|consumer| consumer.generation == key.generation)
+    }
+
     fn find(&mut self, key: ConsumerKey) -> Option<&mut Consumer> {
         let consumer = self.table.get_mut(key.index as usize)?.as_mut()?;
         (consumer.generation == key.generation).then_some(consumer)
     }
 
     fn enter_ring(&mut self, index: u32) {
+        let may_receive = !self.single_active || self.active == Some(index);
         let consumer = self.table[index as usize].as_mut().expect("the caller found it");
-        if consumer.waiting || !consumer.can_take() {
+        if !may_receive || consumer.waiting || !consumer.can_take() {
             return;
         }
         consumer.waiting = true;
@@ -239,6 +275,7 @@ impl Consumers {
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn check_invariants(&self) {
         assert_eq!(self.len, self.table.iter().flatten().count());
+        assert_eq!(self.active.is_some(), self.single_active && self.len > 0);
         assert!(self.levels.is_sorted_by(|a, b| a.priority > b.priority));
         for (index, consumer) in self.table.iter().enumerate() {
             let Some(consumer) = consumer else { continue };
@@ -247,7 +284,8 @@ impl Consumers {
             let places = level.ring.iter().chain(&level.stopped);
             let times = places.filter(|place| **place == index as u32).count();
             assert_eq!(times, usize::from(consumer.waiting), "consumer {index} waits once");
-            assert_eq!(consumer.waiting, consumer.can_take());
+            let may_receive = !self.single_active || self.active == Some(index as u32);
+            assert_eq!(consumer.waiting, consumer.can_take() && may_receive);
             assert!(consumer.credit <= consumer.spec.prefetch);
         }
     }
@@ -339,6 +377,26 @@ mod tests {
         consumers.reopen();
         assert_eq!(order(&mut consumers, 5).len(), 1);
         consumers.check_invariants();
+    }
+
+    #[test]
+    fn one_consumer_is_active_until_it_is_gone() {
+        let mut consumers = Consumers::new(true);
+        let keys = [0, 0, 3, 3].map(|priority| consumers.add(spec(10, priority)));
+        consumers.check_invariants();
+        assert_eq!(order(&mut consumers, 3), [0, 0, 0], "the first, whatever the priority");
+        assert!(consumers.remove(keys[1]));
+        assert_eq!(order(&mut consumers, 1), [0]);
+        assert!(consumers.remove(keys[0]));
+        assert_eq!(order(&mut consumers, 2), [2, 2], "of the highest priority, the oldest");
+        let late = consumers.add(spec(10, 3));
+        assert_eq!(late.index, 0, "in a place that is free");
+        consumers.remove(keys[2]);
+        assert_eq!(order(&mut consumers, 1), [3], "not the latest");
+        consumers.remove(late);
+        consumers.remove(keys[3]);
+        consumers.check_invariants();
+        assert_eq!(order(&mut consumers, 1).len(), 0);
     }
 
     #[test]

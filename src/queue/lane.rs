@@ -11,6 +11,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::clock::Millis;
+
 use super::segment::{Content, SEGMENT_BYTES, SMALL_SEGMENT_BYTES, Segment};
 
 /// How many emptied segment buffers are kept for reuse by one drive of queues.
@@ -20,11 +22,21 @@ const SPARE_BUFFERS_MAX: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seq(pub(crate) u64);
 
-/// Where a record is: a segment's id and an offset in it.
+/// Where a record is: its lane, a segment's id and an offset in that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
+    /// The lane's number among those of its queue.
+    pub(super) lane: u8,
     segment: u32,
     offset: u32,
+}
+
+/// The first message of a lane, without taking it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head {
+    /// See [`Content::cost`].
+    pub(crate) cost: u32,
+    pub(crate) expiry: Option<Millis>,
 }
 
 /// A message taken from the lane, still held by its segment until settled.
@@ -81,11 +93,12 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub(crate) fn new() -> Self {
+    /// An empty lane; `number` is what locations in it carry.
+    pub(crate) fn new(number: u8) -> Self {
         Self {
             segments: VecDeque::from([Segment::default()]),
             first: 0,
-            cursor: Location { segment: 0, offset: 0 },
+            cursor: Location { lane: number, segment: 0, offset: 0 },
             cursor_seq: Seq(0),
             unread: 0,
             returned: BTreeMap::new(),
@@ -104,7 +117,12 @@ impl Lane {
     }
 
     /// Appends a message at the tail.
-    pub(crate) fn push(&mut self, content: &Content<'_>, spares: &mut Spares) {
+    pub(crate) fn push(
+        &mut self,
+        content: &Content<'_>,
+        expiry: Option<Millis>,
+        spares: &mut Spares,
+    ) {
         if !self.tail().has_room(content) {
             let segment = Segment::with_buffer(spares.take(self.next_segment_bytes()));
             self.memory += segment.capacity();
@@ -113,7 +131,7 @@ impl Lane {
         }
         let tail = self.segments.back_mut().expect("a lane has a tail");
         let before = tail.capacity();
-        tail.append(content);
+        tail.append(content, expiry);
         self.memory += tail.capacity() - before;
         self.unread += 1;
     }
@@ -137,13 +155,16 @@ impl Lane {
         Some(Taken { seq, location, body_len: head.body_len, cost: head.cost(), returns: 0 })
     }
 
-    /// What the first message in order costs to deliver (see [`Content::cost`]).
-    pub(crate) fn peek_cost(&self) -> Option<u32> {
-        if let Some((_, message)) = self.returned.first_key_value() {
-            return Some(message.cost);
-        }
-        let segment = &self.segments[self.index(self.cursor.segment)];
-        (self.unread > 0).then(|| segment.head(self.cursor.offset).cost())
+    /// The first message in order.
+    pub(crate) fn peek(&self) -> Option<Head> {
+        let location = match self.returned.first_key_value() {
+            Some((_, message)) => message.location,
+            None if self.unread == 0 => return None,
+            None => self.cursor,
+        };
+        let segment = &self.segments[self.index(location.segment)];
+        let head = segment.head(location.offset);
+        Some(Head { cost: head.cost(), expiry: segment.expiry(location.offset, &head) })
     }
 
     /// Puts a taken message back in its original place.
@@ -211,7 +232,8 @@ impl Lane {
         let index = self.index(self.cursor.segment);
         let at_end = self.cursor.offset == self.segments[index].end();
         if at_end && index + 1 < self.segments.len() {
-            self.cursor = Location { segment: self.cursor.segment.wrapping_add(1), offset: 0 };
+            self.cursor.segment = self.cursor.segment.wrapping_add(1);
+            self.cursor.offset = 0;
             // Records that were consumed while this was the tail may have been its last.
             self.drop_front();
         }
@@ -275,7 +297,7 @@ mod tests {
 
     fn push(lane: &mut Lane, spares: &mut Spares, body: &[u8]) {
         let content = Content { address: b"\x00\x01q", header: &[0; 14], body: Body::Inline(body) };
-        lane.push(&content, spares);
+        lane.push(&content, None, spares);
     }
 
     fn pop(lane: &mut Lane) -> (Taken, Vec<u8>) {
@@ -285,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_returned_message_leaves_in_its_place() {
-        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
         for n in 0..5u8 {
             push(&mut lane, &mut spares, &[n]);
         }
@@ -300,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_hoarded_message_does_not_pin_what_follows() {
-        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
         let body = vec![1; 8 * 1024];
         push(&mut lane, &mut spares, &body);
         let (hoarded, _) = pop(&mut lane);
@@ -320,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_is_never_empty_stays_small() {
-        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
         push(&mut lane, &mut spares, b"first");
         for _ in 0..10_000 {
             push(&mut lane, &mut spares, b"next");
@@ -333,7 +355,7 @@ mod tests {
 
     #[test]
     fn an_emptied_lane_keeps_little_memory() {
-        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
         for _ in 0..100_000 {
             push(&mut lane, &mut spares, b"0123456789abcdef");
         }

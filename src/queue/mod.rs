@@ -5,111 +5,109 @@
 //! of connections, channels, sockets or the store, and nothing here can fail.
 //!
 //! The order of a drive (see `broker::queue_cell`): any number of commands, then
-//! [`Queue::checkout`], then the driver encodes [`Effects::deliveries`] while the content is still
-//! there, then [`Queue::finish`]. An unknown slot or consumer is a no-op, so that races between
+//! [`Queue::checkout`], then the driver encodes [`Effects::deliveries`] and copies
+//! [`Effects::dead`] while the content is still there, then [`Queue::finish`]; when no consumer has
+//! room any more, [`Queue::expire`] ends it. An unknown slot or consumer is a no-op, so that races between
 //! settling, cancelling and closing need no special case.
 //!
 //! Invariants: each message is in exactly one of ready, unsettled, gone; messages leave in order
-//! of arrival, and one that came back leaves in its original place; limits hold after each
-//! checkout; a consumer never holds more than its prefetch.
+//! of arrival within their priority, and one that came back leaves in its original place; what has
+//! expired is never delivered; limits hold after each checkout, unless so much is to be dropped
+//! that it takes several drives; a consumer never holds more than its prefetch.
 
+mod arguments;
 mod consumers;
+mod effects;
+mod expiry;
 mod lane;
+mod lanes;
 mod segment;
-mod spec;
+mod settings;
 mod unacked;
 
 #[cfg(test)]
 mod model_tests;
 
+pub(crate) use arguments::{check_arguments, check_equivalence};
 pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
+pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
+pub(crate) use expiry::parse_expiration;
 pub use segment::{Body, Content, SHARED_BODY_MIN};
-pub(crate) use spec::{Limits, Overflow, check_arguments, check_equivalence};
+pub(crate) use settings::{Kind, Overflow, Settings};
 pub(crate) use unacked::Slot;
 #[cfg(test)]
 pub(crate) use unacked::test_slot;
 
 use consumers::Consumers;
-use lane::{Lane, Location, Spares, Taken};
+use effects::Dead;
+use lane::{Head, Location, Taken};
+use lanes::Lanes;
 use unacked::{Unacked, Unsettled};
 
-/// Where the content of a delivery is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// Handed off directly: still with the publisher, under the token given to
-    /// [`Queue::enqueue`].
-    Staged(u32),
-    /// In the queue: see [`Queue::content`].
-    Stored(Location),
-}
+use crate::clock::Millis;
+use crate::codec::properties::{EXPIRATION, Properties};
 
-/// A message assigned to a consumer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Delivery {
-    pub(crate) consumer: ConsumerKey,
-    pub(crate) origin: Origin,
-    /// What settles it; `None` when the consumer does not acknowledge.
-    pub(crate) slot: Option<Slot>,
-    pub(crate) redelivered: bool,
-    /// Whether the channel's shared prefetch limit counted it.
-    pub(crate) counted: bool,
-}
+/// Messages that may expire in one drive. The rest waits for the next, so that a long backlog that
+/// expires at once holds up nobody else.
+const EXPIRIES_MAX: usize = 2048;
 
-/// A message taken by `basic.get`.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Got {
-    location: Location,
-    /// What settles it; `None` when it needs no acknowledgement.
-    pub(crate) slot: Option<Slot>,
-    pub(crate) redelivered: bool,
-}
+/// Messages that may be dropped for want of room in one drive. More than a batch can add, so that
+/// only a limit that was lowered takes several drives.
+const DROPS_MAX: usize = 16 * 1024;
 
-/// What the driver of a queue has to do. Reused between drives; nothing is allocated in the steady
-/// state.
-#[derive(Debug, Default)]
-pub(crate) struct Effects {
-    /// Messages to encode for consumers, in order.
-    pub(crate) deliveries: Vec<Delivery>,
-    /// Tokens of publishes that the queue refused (`x-overflow` is `reject-publish`).
-    pub(crate) rejected: Vec<u32>,
-    /// Consumers that used up their byte window and take no more until [`Queue::grant`].
-    pub(crate) exhausted: Vec<ConsumerKey>,
-    spares: Spares,
-}
+/// Unsettled deliveries are looked through for overdue ones at most this often (milliseconds).
+const OVERDUE_LOOK_MS: u64 = 100;
 
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    limits: Limits,
-    lane: Lane,
+    settings: Settings,
+    lanes: Lanes,
     unacked: Unacked,
     consumers: Consumers,
     /// Bytes of the bodies that are ready.
     ready_bytes: u64,
     /// What delivering all ready messages would cost (see [`Content::cost`]).
     ready_cost: u64,
+    /// When to look for deliveries that are overdue; none is before.
+    overdue_look: Option<Millis>,
+    /// More is to be dropped than one drive may.
+    is_behind: bool,
 }
 
 impl Queue {
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self {
-            limits,
-            lane: Lane::new(),
+            lanes: Lanes::new(&settings),
             unacked: Unacked::default(),
-            consumers: Consumers::default(),
+            consumers: Consumers::new(settings.single_active_consumer),
             ready_bytes: 0,
             ready_cost: 0,
+            overdue_look: None,
+            is_behind: false,
+            settings,
         }
     }
 
-    /// Whether a message may be dropped or refused for want of room.
-    pub(crate) fn is_limited(&self) -> bool {
-        self.limits.are_set()
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Changes what policies can change. What waits keeps its expiry; limits hold from the next
+    /// checkout on.
+    pub(crate) fn configure(&mut self, settings: Settings, now: Millis) {
+        debug_assert_eq!(
+            (settings.kind, settings.priority_max, settings.single_active_consumer),
+            (self.settings.kind, self.settings.priority_max, self.settings.single_active_consumer),
+            "a queue keeps its structure"
+        );
+        self.settings = settings;
+        self.overdue_look = self.consumer_timeout_ms().map(|_| now);
     }
 
     /// Messages that wait for a consumer.
     pub(crate) fn ready(&self) -> usize {
-        self.lane.ready()
+        self.lanes.ready()
     }
 
     /// Bytes that delivering all ready messages would take on the wire, roughly.
@@ -129,129 +127,241 @@ impl Queue {
 
     /// Bytes of memory held, shared bodies excepted (those account for themselves).
     pub(crate) fn memory(&self) -> usize {
-        self.lane.memory() + self.unacked.memory()
+        self.lanes.memory() + self.unacked.memory()
+    }
+
+    /// When [`Queue::look_for_overdue`] or another checkout is due, if nothing happens before.
+    pub(crate) fn next_deadline(&self) -> Option<Millis> {
+        if self.is_behind {
+            return Some(Millis::default());
+        }
+        self.lanes.next_expiry().into_iter().chain(self.overdue_look).min()
     }
 
     /// Takes a message at the tail, or hands it off directly when nothing waits before it and the
     /// next consumer needs no acknowledgement. `token` names the message to the driver.
-    pub(crate) fn enqueue(&mut self, content: &Content<'_>, token: u32, effects: &mut Effects) {
+    pub(crate) fn enqueue(
+        &mut self,
+        content: &Content<'_>,
+        token: u32,
+        now: Millis,
+        effects: &mut Effects,
+    ) {
         let body_len = content.body.size() as u64;
-        let limited = self.limits.are_set();
+        let limited = self.settings.is_limited();
         if limited {
             // A consumer with credit makes room first, so that batching changes nothing.
-            self.assign(effects);
-            if self.limits.refuses(self.ready(), self.ready_bytes, body_len) {
+            self.assign(now, effects);
+            if self.settings.refuses(self.ready(), self.ready_bytes, body_len) {
                 effects.rejected.push(token);
+                if self.settings.overflow == Some(Overflow::RejectPublishDlx) && self.has_dlx() {
+                    let origin = Origin::Staged(token);
+                    effects.dead.push(Dead { origin, reason: Reason::MaxLength });
+                }
                 return;
             }
         }
-        if self.lane.ready() == 0 && self.consumers.next_is_no_ack() {
+        if self.lanes.ready() == 0 && self.consumers.next_is_no_ack() {
             let choice = self.consumers.choose(content.cost(), &mut effects.exhausted);
             let choice = choice.expect("there is a next one");
             effects.deliveries.push(Delivery {
                 consumer: choice.key,
                 origin: Origin::Staged(token),
                 slot: None,
-                redelivered: false,
+                returns: 0,
                 counted: false,
             });
             return;
         }
-        self.lane.push(content, &mut effects.spares);
+        let properties = Properties::of_header(content.header);
+        let priority = match self.lanes.have_priorities() {
+            true => properties.priority().unwrap_or(0),
+            false => 0,
+        };
+        let expiry = self.expiry(&properties, now);
+        self.lanes.push(content, priority, expiry, &mut effects.spares);
         self.ready_bytes += body_len;
         self.ready_cost += u64::from(content.cost());
         if limited {
-            self.checkout(effects);
+            self.checkout(now, effects);
         }
+    }
+
+    /// The shorter one of the queue's and the message's own time to live counts.
+    fn expiry(&self, properties: &Properties<'_>, now: Millis) -> Option<Millis> {
+        let own_ms = if properties.flags() & EXPIRATION != 0 {
+            // It was checked when it was published.
+            properties.expiration().and_then(|text| parse_expiration(text).ok())
+        } else {
+            None
+        };
+        let ttl_ms = self.settings.message_ttl_ms.into_iter().chain(own_ms).min();
+        ttl_ms.map(|ttl_ms| Millis(now.0.saturating_add(ttl_ms)))
+    }
+
+    fn has_dlx(&self) -> bool {
+        self.settings.dead_letter_exchange.is_some()
     }
 
     /// Assigns ready messages to consumers with credit, then drops from the head what exceeds the
-    /// limits. Called once after a batch of commands.
-    pub(crate) fn checkout(&mut self, effects: &mut Effects) {
-        self.assign(effects);
-        while self.limits.are_exceeded(self.ready(), self.ready_bytes) {
+    /// limits. Called once after a batch of commands, and again when consumers got room.
+    pub(crate) fn checkout(&mut self, now: Millis, effects: &mut Effects) {
+        self.assign(now, effects);
+        self.is_behind = false;
+        while self.settings.are_exceeded(self.ready(), self.ready_bytes) {
+            if effects.drops == DROPS_MAX {
+                self.is_behind = true;
+                return;
+            }
+            effects.drops += 1;
             let head = self.take().expect("a limit is exceeded by something");
-            self.lane.settle(head.location, &mut effects.spares);
+            self.discard(head, Reason::MaxLength, effects);
         }
     }
 
-    fn assign(&mut self, effects: &mut Effects) {
-        while let Some(cost) = self.lane.peek_cost() {
-            let choice = self.consumers.choose(cost, &mut effects.exhausted);
+    /// Ends a drive: what has expired leaves. A message that expires at once (a time to live of 0)
+    /// has had its chance of being delivered by then.
+    pub(crate) fn expire(&mut self, now: Millis, effects: &mut Effects) {
+        while effects.expiries < EXPIRIES_MAX
+            && let Some(message) = self.lanes.pop_expired(now)
+        {
+            effects.expiries += 1;
+            self.uncount(&message);
+            self.discard(message, Reason::Expired, effects);
+        }
+    }
+
+    fn assign(&mut self, now: Millis, effects: &mut Effects) {
+        while let Some(head) = self.lanes.peek() {
+            if head.expiry.is_some_and(|expiry| expiry < now) {
+                if effects.expiries == EXPIRIES_MAX {
+                    return;
+                }
+                effects.expiries += 1;
+                let message = self.take().expect("peeked above");
+                self.discard(message, Reason::Expired, effects);
+                continue;
+            }
+            let choice = self.consumers.choose(head.cost, &mut effects.exhausted);
             let Some(choice) = choice else { return };
             let message = self.take().expect("peeked above");
-            let slot = (!choice.no_ack)
-                .then(|| self.unacked.insert(Unsettled { message, consumer: Some(choice.key) }));
+            let slot = (!choice.no_ack).then(|| self.hold(message, Some(choice.key), now));
             effects.deliveries.push(Delivery {
                 consumer: choice.key,
                 origin: Origin::Stored(message.location),
                 slot,
-                redelivered: message.returns > 0,
+                returns: message.returns,
                 counted: choice.counted,
             });
         }
     }
 
     fn take(&mut self) -> Option<Taken> {
-        let message = self.lane.pop()?;
-        self.ready_bytes -= u64::from(message.body_len);
-        self.ready_cost -= u64::from(message.cost);
+        let message = self.lanes.pop()?;
+        self.uncount(&message);
         Some(message)
     }
 
-    /// Lets go of what was delivered without acknowledgement, once the driver has encoded the
-    /// deliveries, and clears them.
+    fn uncount(&mut self, message: &Taken) {
+        self.ready_bytes -= u64::from(message.body_len);
+        self.ready_cost -= u64::from(message.cost);
+    }
+
+    fn consumer_timeout_ms(&self) -> Option<u64> {
+        self.settings.consumer_timeout_ms.filter(|timeout_ms| *timeout_ms > 0)
+    }
+
+    fn hold(&mut self, message: Taken, consumer: Option<ConsumerKey>, now: Millis) -> Slot {
+        if self.overdue_look.is_none() {
+            let due = |timeout_ms| Millis(now.0.saturating_add(timeout_ms));
+            self.overdue_look = self.consumer_timeout_ms().map(due);
+        }
+        self.unacked.insert(Unsettled { message, consumer, since: now })
+    }
+
+    /// Lets go of a message that was taken; where dead letters are wanted, when it was copied.
+    fn discard(&mut self, message: Taken, reason: Reason, effects: &mut Effects) {
+        if self.has_dlx() {
+            let origin = Origin::Stored(message.location);
+            effects.dead.push(Dead { origin, reason });
+        } else {
+            self.lanes.settle(message.location, &mut effects.spares);
+        }
+    }
+
+    /// Lets go of what was delivered without acknowledgement and of dead letters, once the driver
+    /// has encoded and copied them, and clears both.
     pub(crate) fn finish(&mut self, effects: &mut Effects) {
-        for delivery in effects.deliveries.drain(..) {
-            if let (Origin::Stored(location), None) = (delivery.origin, delivery.slot) {
-                self.lane.settle(location, &mut effects.spares);
+        let delivered = effects.deliveries.drain(..).filter(|delivery| delivery.slot.is_none());
+        let gone = delivered.map(|delivery| delivery.origin);
+        for origin in gone.chain(effects.dead.drain(..).map(|dead| dead.origin)) {
+            if let Origin::Stored(location) = origin {
+                self.lanes.settle(location, &mut effects.spares);
             }
         }
     }
 
-    /// The content of a delivery that was not handed off.
+    /// The content of a message whose origin is here.
     pub(crate) fn content(&self, location: Location) -> Content<'_> {
-        self.lane.content(location)
+        self.lanes.content(location)
     }
 
     /// `basic.get`: takes the first message, if any. The driver encodes [`Queue::got_content`] and
     /// then calls [`Queue::finish_get`].
-    pub(crate) fn get(&mut self, no_ack: bool) -> Option<Got> {
+    pub(crate) fn get(&mut self, no_ack: bool, now: Millis, effects: &mut Effects) -> Option<Got> {
+        let has_expired = |head: Head| head.expiry.is_some_and(|expiry| expiry <= now);
+        while self.lanes.peek().is_some_and(has_expired) {
+            let message = self.take().expect("peeked above");
+            self.discard(message, Reason::Expired, effects);
+        }
         let message = self.take()?;
-        let slot = (!no_ack).then(|| self.unacked.insert(Unsettled { message, consumer: None }));
-        Some(Got { location: message.location, slot, redelivered: message.returns > 0 })
+        let slot = (!no_ack).then(|| self.hold(message, None, now));
+        Some(Got { location: message.location, slot, returns: message.returns })
     }
 
     pub(crate) fn got_content(&self, got: &Got) -> Content<'_> {
-        self.lane.content(got.location)
+        self.lanes.content(got.location)
     }
 
     pub(crate) fn finish_get(&mut self, got: &Got, effects: &mut Effects) {
         if got.slot.is_none() {
-            self.lane.settle(got.location, &mut effects.spares);
+            self.lanes.settle(got.location, &mut effects.spares);
         }
     }
 
-    /// A delivered message is done with (`basic.ack`, or rejected without requeue).
+    /// A delivered message is done with (`basic.ack`).
     pub(crate) fn settle(&mut self, slot: Slot, effects: &mut Effects) {
-        if let Some(Unsettled { message, consumer }) = self.unacked.remove(slot) {
-            self.lane.settle(message.location, &mut effects.spares);
-            if let Some(key) = consumer {
-                self.consumers.give_credit(key);
-            }
+        if let Some(message) = self.release(slot) {
+            self.lanes.settle(message.location, &mut effects.spares);
         }
     }
 
-    /// A delivered message comes back to its original place.
-    pub(crate) fn put_back(&mut self, slot: Slot) {
-        if let Some(Unsettled { message, consumer }) = self.unacked.remove(slot) {
-            self.lane.put_back(message);
-            self.ready_bytes += u64::from(message.body_len);
-            self.ready_cost += u64::from(message.cost);
-            if let Some(key) = consumer {
-                self.consumers.give_credit(key);
-            }
+    /// A delivered message is refused for good (`basic.reject` or `basic.nack` without requeue).
+    pub(crate) fn reject(&mut self, slot: Slot, effects: &mut Effects) {
+        if let Some(message) = self.release(slot) {
+            self.discard(message, Reason::Rejected, effects);
         }
+    }
+
+    /// A delivered message comes back to its original place, unless it did so too often.
+    pub(crate) fn put_back(&mut self, slot: Slot, effects: &mut Effects) {
+        let Some(message) = self.release(slot) else { return };
+        if self.settings.delivery_limit.is_some_and(|limit| message.returns >= limit) {
+            self.discard(message, Reason::DeliveryLimit, effects);
+            return;
+        }
+        self.lanes.put_back(message);
+        self.ready_bytes += u64::from(message.body_len);
+        self.ready_cost += u64::from(message.cost);
+    }
+
+    /// Takes a message out of its slot, whose consumer may have another one.
+    fn release(&mut self, slot: Slot) -> Option<Taken> {
+        let Unsettled { message, consumer, .. } = self.unacked.remove(slot)?;
+        if let Some(key) = consumer {
+            self.consumers.give_credit(key);
+        }
+        Some(message)
     }
 
     pub(crate) fn subscribe(&mut self, spec: ConsumerSpec) -> ConsumerKey {
@@ -261,6 +371,47 @@ impl Queue {
     /// Removes a consumer; what it holds stays unsettled. `false` when it is gone already.
     pub(crate) fn cancel(&mut self, key: ConsumerKey) -> bool {
         self.consumers.remove(key)
+    }
+
+    pub(crate) fn is_consumer(&self, key: ConsumerKey) -> bool {
+        self.consumers.contains(key)
+    }
+
+    /// Whether a delivery is still to be settled.
+    pub(crate) fn holds(&self, slot: Slot) -> bool {
+        self.unacked.contains(slot)
+    }
+
+    /// What a consumer is to settle.
+    pub(crate) fn held_by(&self, key: ConsumerKey) -> impl Iterator<Item = Slot> {
+        let held = self.unacked.iter().filter(move |(_, held)| held.consumer == Some(key));
+        held.map(|(slot, _)| slot)
+    }
+
+    /// Puts back everything that a consumer holds.
+    pub(crate) fn put_back_all(&mut self, key: ConsumerKey, effects: &mut Effects) {
+        let slots: Vec<Slot> = self.held_by(key).collect();
+        slots.into_iter().for_each(|slot| self.put_back(slot, effects));
+    }
+
+    /// Finds the deliveries that have been unsettled for longer than the consumer timeout, when it
+    /// is time to look for them.
+    pub(crate) fn look_for_overdue(&mut self, now: Millis, effects: &mut Effects) {
+        if self.overdue_look.is_none_or(|look| look > now) {
+            return;
+        }
+        self.overdue_look = None;
+        let Some(timeout_ms) = self.consumer_timeout_ms() else { return };
+        let earliest = Millis(now.0 + OVERDUE_LOOK_MS);
+        for (slot, unsettled) in self.unacked.iter() {
+            let due = Millis(unsettled.since.0.saturating_add(timeout_ms));
+            if due <= now {
+                effects.overdue.push(Overdue { slot, consumer: unsettled.consumer });
+            } else {
+                let look = due.max(earliest);
+                self.overdue_look = Some(self.overdue_look.map_or(look, |old| old.min(look)));
+            }
+        }
     }
 
     /// Fills a consumer's byte window.
@@ -277,15 +428,19 @@ impl Queue {
     pub(crate) fn purge(&mut self, effects: &mut Effects) -> usize {
         self.ready_bytes = 0;
         self.ready_cost = 0;
-        self.lane.clear(&mut effects.spares)
+        self.lanes.clear(&mut effects.spares)
     }
 
     /// Checks what must hold between drives; for tests.
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn check_invariants(&self) {
-        self.lane.check_invariants(self.unacked.len());
+        let in_lane = |lane| {
+            let taken = self.unacked.iter().filter(|(_, held)| held.message.location.lane == lane);
+            taken.count()
+        };
+        self.lanes.check_invariants(in_lane);
         self.consumers.check_invariants();
-        assert!(!self.limits.are_exceeded(self.ready(), self.ready_bytes));
+        assert!(self.is_behind || !self.settings.are_exceeded(self.ready(), self.ready_bytes));
         assert!(self.ready() > 0 || (self.ready_bytes == 0 && self.ready_cost == 0));
     }
 }

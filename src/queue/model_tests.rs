@@ -20,7 +20,7 @@ mod reference;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::Limits;
+use super::Settings;
 use driver::Driver;
 use history::{History, Payload, Pick, Step, Subscription, arb_history};
 use reference::Reference;
@@ -137,8 +137,8 @@ proptest! {
 
 /// Runs a history against the reference, and settles and purges what is left.
 fn run(history: &History) {
-    let mut driver = Driver::new(history.limits, history.gate_limit);
-    let mut reference = Reference::new(history.limits, history.gate_limit);
+    let mut driver = Driver::new(history.settings.clone(), history.gate_limit);
+    let mut reference = Reference::new(history.settings.clone(), history.gate_limit);
     let last = [Step::Purge, Step::SettleAll { requeue: false }];
     for step in history.steps.iter().chain(&last) {
         let Some(command) = driver.resolve(step) else { continue };
@@ -152,8 +152,8 @@ fn run(history: &History) {
 /// Runs a history as it is, and with each publish in a batch of its own; with `settlements`, each
 /// settlement too.
 fn run_batched_and_single(history: &History, settlements: bool) {
-    let mut batched = Driver::new(history.limits, history.gate_limit);
-    let mut single = Driver::new(history.limits, history.gate_limit);
+    let mut batched = Driver::new(history.settings.clone(), history.gate_limit);
+    let mut single = Driver::new(history.settings.clone(), history.gate_limit);
     for step in &history.steps {
         let Some(command) = batched.resolve(step) else { continue };
         let expected = batched.apply(&command);
@@ -209,7 +209,7 @@ fn settle_one(requeue: bool) -> Step {
 /// Runs a history that does not need to be found by chance; answers who received what.
 fn receivers(history: &History) -> Vec<(usize, usize)> {
     run(history);
-    let mut driver = Driver::new(history.limits, history.gate_limit);
+    let mut driver = Driver::new(history.settings.clone(), history.gate_limit);
     let commands = |driver: &mut Driver, step| {
         let command = driver.resolve(step).expect("a step that means something");
         driver.apply(&command).deliveries
@@ -225,7 +225,7 @@ fn consumers_behind_a_shared_gate_take_turns() {
     for _ in 0..3 {
         steps.extend([settle_one(false), Step::Reopen]);
     }
-    let history = History { limits: Limits::default(), gate_limit: 1, steps };
+    let history = History { settings: Settings::default(), gate_limit: 1, steps };
     assert_eq!(receivers(&history), [(0, 0), (1, 1), (0, 2), (1, 3)]);
 }
 
@@ -233,8 +233,8 @@ fn consumers_behind_a_shared_gate_take_turns() {
 #[test]
 fn a_limit_costs_no_message_that_a_consumer_has_room_for() {
     let consumer = Subscription { no_ack: true, is_gated: false, window: 1, ..GATED };
-    let limits = Limits { length_max: Some(1), ..Limits::default() };
+    let settings = Settings { length_max: Some(1), ..Settings::default() };
     let steps = vec![Step::Subscribe(consumer), publish(4)];
-    let history = History { limits, gate_limit: 0, steps };
+    let history = History { settings, gate_limit: 0, steps };
     assert_eq!(receivers(&history), [(0, 0), (0, 1), (0, 2), (0, 3)]);
 }

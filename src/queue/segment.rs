@@ -1,14 +1,16 @@
 //! A segment: message records appended back to back in wire form.
 //!
 //! Owns the layout of a record in memory. It knows nothing of order, consumers or limits. A record
-//! is an 8-byte head followed by `exchange and routing key | content header payload | body`, all as
-//! they came off the wire. Bodies of [`SHARED_BODY_MIN`] bytes and more stay outside as shared
+//! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and routing
+//! key | content header payload | body`, all as they came off the wire. Bodies of [`SHARED_BODY_MIN`] bytes and more stay outside as shared
 //! [`Bytes`], one copy for all queues that a message was routed to.
 //!
 //! Invariant: `live` is the number of records that are neither consumed nor settled; a segment
 //! whose `live` is zero holds nothing that anyone may still ask for.
 
 use bytes::Bytes;
+
+use crate::clock::Millis;
 
 /// Bodies of this size and more (bytes) are kept outside of segments and shared between queues.
 pub const SHARED_BODY_MIN: usize = 16 * 1024;
@@ -20,13 +22,17 @@ pub(super) const SMALL_SEGMENT_BYTES: usize = 16 * 1024;
 /// Further segments have this capacity (bytes); a larger record gets a segment of its own.
 pub(super) const SEGMENT_BYTES: usize = 256 * 1024;
 
-/// Bytes of a record's head: body length (u32), then address length, header length and flag (u32).
+/// Bytes of a record's head: body length and a flag (u32), then address length, header length and
+/// a flag (u32).
 const HEAD_BYTES: usize = 8;
 /// Bits of the address length: two short strings are at most 512 bytes.
 const ADDRESS_BITS: u32 = 10;
 /// Bits of the header length: `frame_max` is at most 1 MiB.
 const HEADER_BITS: u32 = 21;
 const SHARED_FLAG: u32 = 1 << 31;
+/// Beside the body length, which is at most 512 MiB.
+const EXPIRES_FLAG: u32 = 1 << 31;
+const EXPIRY_BYTES: usize = 8;
 
 /// The body of a message: a slice of a segment or read buffer, or a shared large one.
 #[derive(Clone, Copy, Debug)]
@@ -83,13 +89,19 @@ pub(super) struct RecordHead {
     pub(super) address_len: u32,
     pub(super) header_len: u32,
     shared: bool,
+    expires: bool,
 }
 
 impl RecordHead {
     /// Bytes the whole record takes in its segment.
     pub(super) fn record_len(&self) -> u32 {
         let body = if self.shared { 4 } else { self.body_len };
-        HEAD_BYTES as u32 + self.address_len + self.header_len + body
+        self.head_len() + self.address_len + self.header_len + body
+    }
+
+    /// Bytes before the address.
+    fn head_len(&self) -> u32 {
+        (HEAD_BYTES + if self.expires { EXPIRY_BYTES } else { 0 }) as u32
     }
 
     /// See [`Content::cost`].
@@ -127,27 +139,28 @@ impl Segment {
     /// its buffer was to begin with; an empty one takes any record.
     pub(super) fn has_room(&self, content: &Content<'_>) -> bool {
         let limit = self.bytes.capacity().max(SMALL_SEGMENT_BYTES);
-        self.bytes.is_empty() || self.bytes.len() + record_len(content) <= limit
+        self.bytes.is_empty() || self.bytes.len() + record_len_max(content) <= limit
     }
 
     /// Appends a record and counts it as live.
-    pub(super) fn append(&mut self, content: &Content<'_>) {
+    pub(super) fn append(&mut self, content: &Content<'_>, expiry: Option<Millis>) {
         debug_assert!(content.address.len() < 1 << ADDRESS_BITS, "two short strings");
         debug_assert!(content.header.len() < 1 << HEADER_BITS, "bounded by frame_max");
         let sizes = content.address.len() as u32 | (content.header.len() as u32) << ADDRESS_BITS;
-        self.bytes.reserve(record_len(content));
-        self.bytes.extend_from_slice(&(content.body.size() as u32).to_le_bytes());
+        debug_assert!(content.body.size() < EXPIRES_FLAG as usize, "bounded by the configuration");
+        let expires = if expiry.is_some() { EXPIRES_FLAG } else { 0 };
+        let shared = if matches!(content.body, Body::Shared(_)) { SHARED_FLAG } else { 0 };
+        self.bytes.reserve(record_len_max(content));
+        self.bytes.extend_from_slice(&(content.body.size() as u32 | expires).to_le_bytes());
+        self.bytes.extend_from_slice(&(sizes | shared).to_le_bytes());
+        if let Some(Millis(at)) = expiry {
+            self.bytes.extend_from_slice(&at.to_le_bytes());
+        }
+        self.bytes.extend_from_slice(content.address);
+        self.bytes.extend_from_slice(content.header);
         match content.body {
-            Body::Inline(body) => {
-                self.bytes.extend_from_slice(&sizes.to_le_bytes());
-                self.bytes.extend_from_slice(content.address);
-                self.bytes.extend_from_slice(content.header);
-                self.bytes.extend_from_slice(body);
-            }
+            Body::Inline(body) => self.bytes.extend_from_slice(body),
             Body::Shared(body) => {
-                self.bytes.extend_from_slice(&(sizes | SHARED_FLAG).to_le_bytes());
-                self.bytes.extend_from_slice(content.address);
-                self.bytes.extend_from_slice(content.header);
                 self.bytes.extend_from_slice(&(self.shared.len() as u32).to_le_bytes());
                 self.shared.push(body.clone());
             }
@@ -162,19 +175,29 @@ impl Segment {
             let b = &self.bytes[at + i..at + i + 4];
             u32::from_le_bytes([b[0], b[1], b[2], b[3]])
         };
-        let sizes = word(4);
+        let (body, sizes) = (word(0), word(4));
         RecordHead {
-            body_len: word(0),
+            body_len: body & !EXPIRES_FLAG,
             address_len: sizes & ((1 << ADDRESS_BITS) - 1),
             header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
             shared: sizes & SHARED_FLAG != 0,
+            expires: body & EXPIRES_FLAG != 0,
         }
+    }
+
+    /// When the record at `offset`, whose head this is, expires.
+    pub(super) fn expiry(&self, offset: u32, head: &RecordHead) -> Option<Millis> {
+        let at = offset as usize + HEAD_BYTES;
+        head.expires.then(|| {
+            let bytes = self.bytes[at..].first_chunk::<EXPIRY_BYTES>();
+            Millis(u64::from_le_bytes(*bytes.expect("it follows the head")))
+        })
     }
 
     /// The message of the record at `offset`.
     pub(super) fn content(&self, offset: u32) -> Content<'_> {
         let head = self.head(offset);
-        let address_at = offset as usize + HEAD_BYTES;
+        let address_at = (offset + head.head_len()) as usize;
         let header_at = address_at + head.address_len as usize;
         let body_at = header_at + head.header_len as usize;
         let body = if head.shared {
@@ -196,7 +219,7 @@ impl Segment {
         if !self.shared.is_empty() {
             let head = self.head(offset);
             if head.shared {
-                let body_at = offset + HEAD_BYTES as u32 + head.address_len + head.header_len;
+                let body_at = offset + head.head_len() + head.address_len + head.header_len;
                 let index = self.shared_index(body_at as usize);
                 self.shared[index] = Bytes::new();
             }
@@ -222,12 +245,13 @@ impl Segment {
     }
 }
 
-fn record_len(content: &Content<'_>) -> usize {
+/// The length of a record that expires; others take [`EXPIRY_BYTES`] less.
+fn record_len_max(content: &Content<'_>) -> usize {
     let body = match content.body {
         Body::Inline(body) => body.len(),
         Body::Shared(_) => 4,
     };
-    HEAD_BYTES + content.address.len() + content.header.len() + body
+    HEAD_BYTES + EXPIRY_BYTES + content.address.len() + content.header.len() + body
 }
 
 #[cfg(test)]
@@ -240,11 +264,13 @@ mod tests {
         let mut segment = Segment::default();
         let small = Content { address: b"\x00\x01q", header: b"header", body: Body::Inline(b"hi") };
         let shared = Content { address: b"\x00\x01r", header: b"h2", body: Body::Shared(&large) };
-        segment.append(&small);
+        segment.append(&small, Some(Millis(7)));
         let second = segment.end();
-        segment.append(&shared);
+        segment.append(&shared, None);
         let head = segment.head(0);
         assert_eq!(head.record_len(), second);
+        assert_eq!(segment.expiry(0, &head), Some(Millis(7)));
+        assert_eq!(segment.expiry(second, &segment.head(second)), None);
         assert_eq!(second + segment.head(second).record_len(), segment.end());
         let content = segment.content(0);
         assert_eq!((content.address, content.header), (&b"\x00\x01q"[..], &b"header"[..]));
@@ -258,7 +284,7 @@ mod tests {
         let large = Bytes::from(vec![7; SHARED_BODY_MIN]);
         let mut segment = Segment::default();
         let content = Content { address: b"\x00\x00", header: b"", body: Body::Shared(&large) };
-        segment.append(&content);
+        segment.append(&content, None);
         assert!(!large.is_unique());
         segment.settle(0);
         assert!(large.is_unique());

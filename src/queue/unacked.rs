@@ -1,11 +1,12 @@
 //! Delivered, unsettled messages of one queue.
 //!
-//! Owns the slots that a delivery tag is mapped onto. A slot carries the low bits of its message's
-//! sequence number, so that settling a message that was requeued meanwhile is a checked no-op (a
-//! slot may be in use again by another message). It knows nothing of channels or tags.
+//! Owns the slots that a delivery tag is mapped onto. A slot carries the number of its delivery, so
+//! that settling a message that was requeued meanwhile is a checked no-op (a slot may be in use
+//! again by another message). It knows nothing of channels or tags.
 
 use super::consumers::ConsumerKey;
 use super::lane::Taken;
+use crate::clock::Millis;
 
 /// Names a delivered, unsettled message within its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -20,12 +21,14 @@ pub(crate) struct Unsettled {
     pub(crate) message: Taken,
     /// `None` for `basic.get`, which takes no credit.
     pub(crate) consumer: Option<ConsumerKey>,
+    /// When it was delivered.
+    pub(crate) since: Millis,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum Entry {
     Free { next: Option<u32> },
-    Used(Unsettled),
+    Used { unsettled: Unsettled, guard: u32 },
 }
 
 /// See the module's description.
@@ -34,10 +37,12 @@ pub(crate) struct Unacked {
     entries: Vec<Entry>,
     free: Option<u32>,
     len: usize,
+    /// Deliveries so far, modulo 2^32.
+    deliveries: u32,
 }
 
 impl Unacked {
-    #[cfg(any(test, debug_assertions))]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
@@ -49,24 +54,32 @@ impl Unacked {
 
     pub(crate) fn insert(&mut self, unsettled: Unsettled) -> Slot {
         self.len += 1;
-        let guard = unsettled.message.seq.0 as u32;
+        let guard = self.deliveries;
+        self.deliveries = guard.wrapping_add(1);
         if let Some(index) = self.free {
             let entry = &mut self.entries[index as usize];
             let Entry::Free { next } = *entry else { unreachable!("the free list is free") };
-            *entry = Entry::Used(unsettled);
+            *entry = Entry::Used { unsettled, guard };
             self.free = next;
             return Slot { index, guard };
         }
         let index = self.entries.len() as u32;
-        self.entries.push(Entry::Used(unsettled));
+        self.entries.push(Entry::Used { unsettled, guard });
         Slot { index, guard }
+    }
+
+    pub(crate) fn contains(&self, slot: Slot) -> bool {
+        match self.entries.get(slot.index as usize) {
+            Some(Entry::Used { guard, .. }) => *guard == slot.guard,
+            _ => false,
+        }
     }
 
     /// Takes the message in `slot`; `None` when it is not there any more.
     pub(crate) fn remove(&mut self, slot: Slot) -> Option<Unsettled> {
         let entry = self.entries.get_mut(slot.index as usize)?;
-        let Entry::Used(unsettled) = *entry else { return None };
-        if unsettled.message.seq.0 as u32 != slot.guard {
+        let Entry::Used { unsettled, guard } = *entry else { return None };
+        if guard != slot.guard {
             return None;
         }
         *entry = Entry::Free { next: self.free };
@@ -74,9 +87,19 @@ impl Unacked {
         self.len -= 1;
         if self.len == 0 && self.entries.capacity() > 1024 {
             // Everything is settled after a burst: give the table back.
-            *self = Self::default();
+            *self = Self { deliveries: self.deliveries, ..Self::default() };
         }
         Some(unsettled)
+    }
+
+    /// All of them with their slots, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Slot, &Unsettled)> {
+        self.entries.iter().enumerate().filter_map(|(index, entry)| match entry {
+            Entry::Used { unsettled, guard } => {
+                Some((Slot { index: index as u32, guard: *guard }, unsettled))
+            }
+            Entry::Free { .. } => None,
+        })
     }
 }
 
@@ -94,17 +117,18 @@ mod tests {
 
     #[test]
     fn a_stale_slot_is_refused() {
-        let (mut lane, mut spares) = (Lane::new(), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
         let content = Content { address: b"\x00\x00", header: b"", body: Body::Inline(b"") };
-        lane.push(&content, &mut spares);
-        lane.push(&content, &mut spares);
+        lane.push(&content, None, &mut spares);
+        lane.push(&content, None, &mut spares);
         let mut unacked = Unacked::default();
         let first = lane.pop().expect("two messages");
-        let slot = unacked.insert(Unsettled { message: first, consumer: None });
+        let slot = unacked.insert(Unsettled { message: first, consumer: None, since: Millis(0) });
         assert!(unacked.remove(slot).is_some());
         assert!(unacked.remove(slot).is_none());
         let second = lane.pop().expect("one message");
-        let reused = unacked.insert(Unsettled { message: second, consumer: None });
+        let reused =
+            unacked.insert(Unsettled { message: second, consumer: None, since: Millis(0) });
         assert_eq!(reused.index, slot.index);
         assert!(unacked.remove(slot).is_none(), "the slot belongs to another message now");
         assert_eq!(unacked.len(), 1);

@@ -11,14 +11,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
+use crate::clock::Millis;
 use crate::queue::segment::SMALL_SEGMENT_BYTES;
 use crate::queue::{
-    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Limits, Origin, Pass, Queue,
-    SHARED_BODY_MIN, Slot,
+    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Pass, Queue,
+    SHARED_BODY_MIN, Settings, Slot,
 };
 
 use super::history::{ConsumerPick, Payload, Pick, Step, Subscription};
 use super::{Command, Counts, Delivered, Outcome};
+
+const NOW: Millis = Millis(0);
 
 /// What a queue that was emptied may keep: its first segment and a table of unsettled messages.
 const EMPTY_BYTES_MAX: usize = SMALL_SEGMENT_BYTES + 1024 * 64;
@@ -59,7 +62,9 @@ impl Sample {
         let mut address = vec![0, 4 + payload.key_pad as u8];
         address.extend((number as u32).to_be_bytes());
         address.resize(address.len() + payload.key_pad, seed);
-        let header = vec![seed ^ 0x55; Payload::HEADER_FIXED + payload.header_pad];
+        // No property is flagged; what follows is nobody's.
+        let mut header = vec![0; Payload::HEADER_FIXED];
+        header.resize(header.len() + payload.header_pad, seed ^ 0x55);
         let body = Bytes::from(vec![seed ^ 0xAA; payload.body_len]);
         Self { address, header, body, times_delivered: 0 }
     }
@@ -118,9 +123,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(limits: Limits, gate_limit: u32) -> Self {
+    pub(super) fn new(settings: Settings, gate_limit: u32) -> Self {
         Self {
-            queue: Queue::new(limits),
+            queue: Queue::new(settings),
             effects: Effects::default(),
             gate: Arc::new(SharedLimit { limit: gate_limit, used: AtomicU32::new(0) }),
             samples: Vec::new(),
@@ -236,7 +241,7 @@ impl Driver {
             }
             let slot = self.slots[*delivery];
             if *requeue {
-                self.queue.put_back(slot);
+                self.queue.put_back(slot, &mut self.effects);
             } else {
                 self.queue.settle(slot, &mut self.effects);
             }
@@ -245,12 +250,13 @@ impl Driver {
         for (number, payload) in (first..).zip(published) {
             self.samples.push(Sample::new(number, payload));
         }
-        let is_limited = self.queue.is_limited();
+        let is_limited = self.queue.settings().is_limited();
         if is_limited {
             self.dispatch(first, out);
         }
         for (token, number) in (0..).zip(first..self.samples.len()) {
-            self.queue.enqueue(&self.samples[number].content(), token, &mut self.effects);
+            let content = self.samples[number].content();
+            self.queue.enqueue(&content, token, NOW, &mut self.effects);
             if is_limited && !self.effects.exhausted.is_empty() {
                 self.dispatch(first, out);
             }
@@ -263,7 +269,7 @@ impl Driver {
     /// Tokens count from the message `first`.
     fn dispatch(&mut self, first: usize, out: &mut Outcome) {
         loop {
-            self.queue.checkout(&mut self.effects);
+            self.queue.checkout(NOW, &mut self.effects);
             for delivery in self.effects.deliveries.clone() {
                 self.encode(&delivery, first, out);
             }
@@ -294,22 +300,22 @@ impl Driver {
         };
         let is_counted = delivery.counted;
         let settled_by =
-            self.note(message, delivery.slot, delivery.redelivered, Some(consumer), is_counted);
+            self.note(message, delivery.slot, delivery.returns > 0, Some(consumer), is_counted);
         out.deliveries.push(Delivered {
             consumer,
             message,
-            redelivered: delivery.redelivered,
+            redelivered: delivery.returns > 0,
             delivery: settled_by,
             is_counted,
         });
     }
 
     fn take_one(&mut self, no_ack: bool) -> Option<(usize, bool, Option<usize>)> {
-        let got = self.queue.get(no_ack)?;
+        let got = self.queue.get(no_ack, NOW, &mut self.effects)?;
         assert_eq!(got.slot.is_none(), no_ack);
         let message = recognise(&self.samples, &self.queue.got_content(&got));
         self.queue.finish_get(&got, &mut self.effects);
-        Some((message, got.redelivered, self.note(message, got.slot, got.redelivered, None, false)))
+        Some((message, got.returns > 0, self.note(message, got.slot, got.returns > 0, None, false)))
     }
 
     /// Notes a delivery; answers the number that settles it, if anything needs to.

@@ -7,12 +7,12 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::queue::{Limits, Overflow, SHARED_BODY_MIN};
+use crate::queue::{Overflow, SHARED_BODY_MIN, Settings};
 
 /// The life of one queue.
 #[derive(Clone, Debug)]
 pub(super) struct History {
-    pub(super) limits: Limits,
+    pub(super) settings: Settings,
     /// What the gate of the gated consumers lets pass, 0 for no limit.
     pub(super) gate_limit: u32,
     pub(super) steps: Vec<Step>,
@@ -104,21 +104,22 @@ pub(super) struct Subscription {
 pub(super) fn arb_history() -> impl Strategy<Value = History> {
     let gate_limit = prop_oneof![1 => Just(0), 3 => 1..6_u32];
     let steps = vec(arb_step(), 1..80);
-    (arb_limits(), gate_limit, steps).prop_map(|(limits, gate_limit, steps)| History {
-        limits,
+    (arb_settings(), gate_limit, steps).prop_map(|(settings, gate_limit, steps)| History {
+        settings,
         gate_limit,
         steps,
     })
 }
 
-fn arb_limits() -> impl Strategy<Value = Limits> {
+fn arb_settings() -> impl Strategy<Value = Settings> {
     let length_max = prop_oneof![2 => Just(None), 2 => (0..12_u64).prop_map(Some)];
     let bytes_max = prop_oneof![2 => Just(None), 1 => (0..20_000_u64).prop_map(Some)];
     let overflow = prop_oneof![Just(Overflow::DropHead), Just(Overflow::RejectPublish)];
-    (length_max, bytes_max, overflow).prop_map(|(length_max, bytes_max, overflow)| Limits {
+    (length_max, bytes_max, overflow).prop_map(|(length_max, bytes_max, overflow)| Settings {
         length_max,
         bytes_max,
-        overflow,
+        overflow: Some(overflow),
+        ..Settings::default()
     })
 }
 

@@ -4,7 +4,7 @@
 //! is gone, and finds everything else (who holds what, what is counted, what is ready) by walking
 //! it. It shares no code with the queue.
 
-use crate::queue::{Limits, Overflow};
+use crate::queue::{Overflow, Settings};
 
 use super::history::{Payload, Subscription};
 use super::{Command, Counts, Delivered, Outcome};
@@ -41,7 +41,7 @@ struct Consumer {
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Reference {
-    limits: Limits,
+    settings: Settings,
     gate_limit: u32,
     /// Ready and unsettled ones, in order of arrival.
     messages: Vec<Message>,
@@ -54,9 +54,9 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    pub(super) fn new(limits: Limits, gate_limit: u32) -> Self {
+    pub(super) fn new(settings: Settings, gate_limit: u32) -> Self {
         Self {
-            limits,
+            settings,
             gate_limit,
             messages: Vec::new(),
             consumers: Vec::new(),
@@ -167,13 +167,15 @@ impl Reference {
     fn publish(&mut self, payload: &Payload) {
         let number = self.published;
         self.published += 1;
-        let is_limited = self.limits.length_max.is_some() || self.limits.bytes_max.is_some();
+        let is_limited = self.settings.length_max.is_some() || self.settings.bytes_max.is_some();
         if is_limited {
             // Whoever can take what is there makes room before the limits are looked at.
             self.deliver();
         }
         let body_len = payload.body_len as u64;
-        if self.limits.overflow == Overflow::RejectPublish && self.is_beyond_limits(1, body_len) {
+        if self.settings.overflow == Some(Overflow::RejectPublish)
+            && self.is_beyond_limits(1, body_len)
+        {
             self.outcome.rejected.push(number);
             return;
         }
@@ -292,7 +294,7 @@ impl Reference {
     }
 
     fn drop_from_head(&mut self) {
-        while self.limits.overflow == Overflow::DropHead && self.is_beyond_limits(0, 0) {
+        while self.settings.overflow == Some(Overflow::DropHead) && self.is_beyond_limits(0, 0) {
             let head = self.messages.iter().position(|message| message.taken.is_none());
             self.messages.remove(head.expect("a limit is exceeded by something"));
         }
@@ -302,7 +304,7 @@ impl Reference {
     fn is_beyond_limits(&self, more: u64, more_bytes: u64) -> bool {
         let ready = self.messages.iter().filter(|message| message.taken.is_none());
         let bytes: u64 = ready.clone().map(|message| message.body_len).sum();
-        self.limits.length_max.is_some_and(|max| ready.count() as u64 + more > max)
-            || self.limits.bytes_max.is_some_and(|max| bytes + more_bytes > max)
+        self.settings.length_max.is_some_and(|max| ready.count() as u64 + more > max)
+            || self.settings.bytes_max.is_some_and(|max| bytes + more_bytes > max)
     }
 }

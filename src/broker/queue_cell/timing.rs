@@ -1,0 +1,168 @@
+//! What happens to a queue when its time has come: messages expire, the queue itself does, and
+//! deliveries that were unsettled for too long come back.
+//!
+//! Owns a queue's place among the broker's deadlines. It must not read a clock: the time is the
+//! drive's.
+
+use std::sync::{Arc, Weak};
+use std::task::Waker;
+
+use super::{DeleteIf, QueueCell, State, no_content};
+use crate::broker::deadlines::Timed;
+use crate::broker::drive::Drive;
+use crate::broker::outbox::{Outbox, Subscriber};
+use crate::clock::Millis;
+use crate::error::{AmqpError, ReplyCode};
+use crate::queue::{ConsumerKey, Got, Overdue, Slot};
+
+/// A delivery to somebody who is no consumer of the queue, or not any more.
+#[derive(Debug)]
+pub(super) struct Stray {
+    slot: Slot,
+    outbox: Weak<Outbox>,
+    channel: u16,
+}
+
+impl State {
+    /// When the queue is to go if nobody uses it before.
+    fn expires_at(&self) -> Option<Millis> {
+        let expires_ms = self.queue.settings().expires_ms?;
+        (self.queue.consumer_count() == 0).then(|| Millis(self.used_at.0 + expires_ms))
+    }
+
+    pub(super) fn has_expired(&self, now: Millis) -> bool {
+        self.expires_at().is_some_and(|at| at <= now)
+    }
+
+    fn times_deliveries(&self) -> bool {
+        self.queue.settings().consumer_timeout_ms.is_some_and(|timeout_ms| timeout_ms > 0)
+    }
+
+    /// Notes who holds a message that was fetched.
+    pub(super) fn keep_stray(&mut self, got: &Got, outbox: &Arc<Outbox>, channel: u16) {
+        if let Some(slot) = got.slot
+            && self.times_deliveries()
+        {
+            self.strays.push(Stray { slot, outbox: Arc::downgrade(outbox), channel });
+        }
+    }
+
+    /// Notes who holds the messages of a consumer that is gone.
+    pub(super) fn keep_strays(&mut self, key: ConsumerKey, subscriber: &Subscriber) {
+        if self.times_deliveries() {
+            let (outbox, channel) = (Arc::downgrade(&subscriber.outbox), subscriber.channel);
+            let held = self.queue.held_by(key);
+            self.strays.extend(held.map(|slot| Stray { slot, outbox: outbox.clone(), channel }));
+        }
+    }
+}
+
+impl QueueCell {
+    /// Notes a use of the queue, which puts its expiry off.
+    pub(crate) fn touch(self: &Arc<Self>, drive: &mut Drive) {
+        let mut state = self.lock();
+        state.used_at = drive.now;
+        self.reschedule(&mut state, &mut drive.wakes);
+    }
+
+    /// Sets the deadline when something is due earlier than it stands. A later one is left to the
+    /// tick, so that most drives need not look at the deadlines.
+    pub(super) fn reschedule(self: &Arc<Self>, state: &mut State, wakes: &mut Vec<Waker>) {
+        let next = state.queue.next_deadline().into_iter().chain(state.expires_at()).min();
+        let Some(next) = next else { return };
+        if state.gone || state.deadline.is_some_and(|at| at <= next) {
+            return;
+        }
+        let timed: Weak<Self> = Arc::downgrade(self);
+        let before = state.deadline.replace(next);
+        self.services.deadlines.set(self.id.0, timed, before, Some(next), wakes);
+    }
+
+    pub(super) fn forget_deadline(&self, state: &mut State, wakes: &mut Vec<Waker>) {
+        if let Some(at) = state.deadline.take() {
+            let nobody: Weak<Self> = Weak::new();
+            self.services.deadlines.set(self.id.0, nobody, Some(at), None, wakes);
+        }
+    }
+
+    /// Ends what has held messages for too long: a consumer whose client understands that, or else
+    /// the whole channel, as in RabbitMQ. Answers whether the queue is to be deleted for want of
+    /// consumers.
+    fn end_overdue(&self, state: &mut State, drive: &mut Drive) -> bool {
+        state.queue.look_for_overdue(drive.now, &mut drive.effects);
+        if drive.effects.overdue.is_empty() {
+            return false;
+        }
+        let mut is_done = false;
+        for Overdue { slot, consumer } in std::mem::take(&mut drive.effects.overdue) {
+            let found = consumer.and_then(|key| {
+                let subscriber = state.subscribers.get(key.index as usize)?.as_ref()?;
+                state.queue.is_consumer(key).then_some((key, subscriber))
+            });
+            match found {
+                Some((key, subscriber)) if subscriber.outbox.knows_cancel() => {
+                    state.queue.put_back_all(key, &mut drive.effects);
+                    let gone = self.remove_consumer(state, key, drive).expect("found above");
+                    tracing::warn!(queue = self.name(), consumer = &*gone.tag, "consumer timeout");
+                    gone.outbox.lose_consumer((gone.channel, gone.tag), &mut drive.wakes);
+                    is_done |= self.is_done_with(state);
+                }
+                Some((_, subscriber)) => {
+                    let error = timed_out(state, subscriber.channel);
+                    subscriber.outbox.close_channel(subscriber.channel, &error, &mut drive.wakes);
+                }
+                None => self.end_stray(state, slot, drive),
+            }
+        }
+        state.strays.retain(|stray| state.queue.holds(stray.slot));
+        is_done
+    }
+
+    fn end_stray(&self, state: &mut State, slot: Slot, drive: &mut Drive) {
+        let stray = state.strays.iter().find(|stray| stray.slot == slot);
+        let outbox = stray.and_then(|stray| Some((stray.outbox.upgrade()?, stray.channel)));
+        match outbox {
+            Some((outbox, channel)) => {
+                let error = timed_out(state, channel);
+                outbox.close_channel(channel, &error, &mut drive.wakes);
+            }
+            None => state.queue.put_back(slot, &mut drive.effects),
+        }
+    }
+}
+
+impl Timed for QueueCell {
+    fn tick(self: Arc<Self>, drive: &mut Drive) {
+        let mut condition = DeleteIf { unused: true, ..DeleteIf::default() };
+        {
+            let mut state = self.lock();
+            let state = &mut *state;
+            state.deadline = None;
+            if state.gone {
+                return;
+            }
+            let is_done = self.end_overdue(state, drive);
+            self.dispatch(state, &no_content, drive);
+            condition.expired = !is_done;
+            if !is_done && !state.has_expired(drive.now) {
+                return;
+            }
+        }
+        // It may have come into use since: then it stays.
+        if let Some(vhost) = self.vhost()
+            && vhost.delete_queue(&self, condition, drive).is_ok()
+        {
+            tracing::debug!(queue = self.name(), "queue expired");
+        }
+    }
+}
+
+/// RabbitMQ's words for a channel that is closed because of an unsettled delivery.
+fn timed_out(state: &State, channel: u16) -> AmqpError {
+    let timeout_ms = state.queue.settings().consumer_timeout_ms.unwrap_or_default();
+    let text = format!(
+        "delivery acknowledgement on channel {channel} timed out. Timeout value used: {timeout_ms} \
+         ms. This timeout value can be configured, see consumers doc guide to learn more"
+    );
+    AmqpError::new(ReplyCode::PreconditionFailed, text)
+}
