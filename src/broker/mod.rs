@@ -7,8 +7,9 @@
 //! ([`QueueCell`]), one outbox ([`Outbox`]). A map's shard is held for one look-up only, and no
 //! other lock is taken meanwhile. Nothing is ever awaited under a lock.
 
-mod auth;
+mod access;
 mod batch;
+mod changes;
 mod dead_letter;
 mod deadlines;
 mod death;
@@ -31,7 +32,11 @@ use dashmap::DashMap;
 use crate::clock::Millis;
 use crate::config::Config;
 
-pub(crate) use auth::check_login;
+pub(crate) use access::{Access, Occupancy, Resource, Right, Rights};
+pub use access::{
+    AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
+    VhostDefinition, VhostLimits, VhostMetadata,
+};
 pub use batch::Batch;
 pub(crate) use batch::{OwnedMessage, Span, Staged};
 pub use drive::Drive;
@@ -55,24 +60,31 @@ pub struct Broker {
     config: Arc<Config>,
     services: Arc<Services>,
     vhosts: DashMap<Box<str>, Arc<Vhost>>,
+    access: Arc<Access>,
     next_connection: AtomicU64,
     connections: AtomicUsize,
 }
 
 impl Broker {
-    /// A broker with the default vhost and nothing else. `memory_limit_bytes` is where publishers
-    /// are blocked.
+    /// A broker with the default vhost and user and nothing else. `memory_limit_bytes` is where
+    /// publishers are blocked.
     pub fn new(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
+        let broker = Self::without_defaults(config, memory_limit_bytes);
+        broker.add_defaults();
+        broker
+    }
+
+    /// A broker without any vhost or user, for those who bring their own.
+    pub fn without_defaults(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
         let message_bytes_max = config.limits.max_message_size_bytes;
         let memory = Arc::new(Memory::new(memory_limit_bytes, message_bytes_max));
         let timeout_ms = config.limits.consumer_timeout_ms;
         let timeout_ms = (timeout_ms > 0).then_some(timeout_ms);
         let services = Arc::new(Services::new(memory, timeout_ms));
-        let vhosts = DashMap::new();
-        let default = Vhost::new(DEFAULT_VHOST, services.clone());
-        vhosts.insert(DEFAULT_VHOST.into(), default);
+        let (vhosts, access) = (DashMap::new(), Arc::new(Access::new()));
         let next_connection = AtomicU64::new(1);
-        Self { config, services, vhosts, next_connection, connections: AtomicUsize::new(0) }
+        let connections = AtomicUsize::new(0);
+        Self { config, services, vhosts, access, next_connection, connections }
     }
 
     /// The configuration that the broker was started with.
@@ -97,6 +109,16 @@ impl Broker {
     /// Does some of what is due at `drive.now`.
     pub fn tick(&self, drive: &mut Drive) {
         self.services.deadlines.tick(drive);
+    }
+
+    /// Users and permissions.
+    pub(crate) fn access(&self) -> &Arc<Access> {
+        &self.access
+    }
+
+    /// Rises when users, vhosts or permissions change: connections have to take a look then.
+    pub fn access_generation(&self) -> u64 {
+        self.access.generation()
     }
 
     pub(crate) fn vhost(&self, name: &str) -> Option<Arc<Vhost>> {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 use dashmap::DashMap;
 use parking_lot::RwLock;
 
+use super::access::{Occupancy, VhostDefinition, VhostLimits, VhostMetadata};
 use super::drive::Drive;
 use super::outbox::ConnectionId;
 use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
@@ -33,6 +34,8 @@ pub struct Vhost {
     generation: AtomicU64,
     queues: DashMap<QueueId, Arc<QueueCell>>,
     services: Arc<Services>,
+    settings: RwLock<(VhostMetadata, VhostLimits)>,
+    pub(crate) occupancy: Occupancy,
     /// Itself, for its queues.
     this: Weak<Self>,
 }
@@ -48,8 +51,43 @@ impl Vhost {
             generation: AtomicU64::new(1),
             queues: DashMap::new(),
             services,
+            settings: RwLock::default(),
+            occupancy: Occupancy::default(),
             this: this.clone(),
         })
+    }
+
+    /// How the vhost is listed.
+    pub(crate) fn definition(&self) -> VhostDefinition {
+        let (metadata, limits) = self.settings.read().clone();
+        VhostDefinition { name: self.name.as_ref().to_owned(), metadata, limits }
+    }
+
+    pub(crate) fn set_metadata(&self, metadata: VhostMetadata) {
+        self.settings.write().0 = metadata;
+    }
+
+    pub(crate) fn set_limits(&self, limits: VhostLimits) {
+        self.settings.write().1 = limits;
+    }
+
+    pub(crate) fn limits(&self) -> VhostLimits {
+        self.settings.read().1
+    }
+
+    /// The vhost is deleted: no queue is left, and none comes any more.
+    pub(crate) fn delete_contents(&self, drive: &mut Drive) {
+        let mut topology = self.topology.write();
+        // Under the topology's lock, so that no declaration comes between.
+        self.occupancy.set_gone();
+        let cells: Vec<_> = self.queues.iter().map(|cell| cell.clone()).collect();
+        for cell in cells {
+            // Without conditions, deleting can only find that it is gone already.
+            let _ = cell.delete(DeleteIf::default(), drive);
+            self.queues.remove(&cell.id());
+        }
+        *topology = Topology::new(&self.name);
+        self.changed();
     }
 
     /// See [`Vhost::route`]: what is known of routes holds while this does not change.
@@ -230,6 +268,10 @@ impl Vhost {
         let id = QueueId(self.services.next_id());
         let (this, services) = (self.this.clone(), self.services.clone());
         let cell = Arc::new(QueueCell::new(id, name, declaration, this, services));
+        if self.occupancy.is_gone() {
+            // Its connection is about to be closed: nobody else can find the queue.
+            return Some(cell);
+        }
         cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);

@@ -6,7 +6,6 @@
 use super::closing::REFUSED_LINGER_MS;
 use super::sasl::{self, Credentials};
 use super::{Connection, Worker};
-use crate::broker::check_login;
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::frame::FRAME_MIN;
 use crate::codec::method::{AMQPClass, AMQPValue, FieldTable, connection};
@@ -149,8 +148,9 @@ impl Connection {
             .map_err(|text| AmqpError::new(ReplyCode::SyntaxError, text))?;
         let Credentials { user, password } = found;
         let is_local = self.peer.ip().to_canonical().is_loopback();
-        let auth = &self.broker.config().auth;
-        if let Err(refused) = check_login(auth, &user, &password, is_local) {
+        let loopback_users = &self.broker.config().auth.loopback_users;
+        let access = self.broker.access();
+        if let Err(refused) = access.check_login(&user, &password, is_local, loopback_users) {
             tracing::warn!(connection = self.name(), "{mechanism} login refused: {refused}");
             if can("authentication_failure_close") {
                 self.refuse_login(mechanism, worker);

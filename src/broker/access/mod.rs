@@ -1,0 +1,477 @@
+//! Users and what they may do.
+//!
+//! Owns the users, their password hashes, tags and limits, the permissions and topic permissions,
+//! and the check of a login. Everything is behind one lock that is held for a look-up or a change;
+//! connections keep what concerns them ([`Rights`]) and compare one number to see whether it still
+//! holds. It must not know vhosts beyond their names, SASL's encodings, nor tell a client why it
+//! was refused: that is for the log.
+
+mod definitions;
+mod occupancy;
+mod password;
+mod pattern;
+mod rights;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::{Mutex, RwLock};
+use sha2::{Digest, Sha256};
+
+pub use definitions::{
+    PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits, VhostDefinition,
+    VhostLimits, VhostMetadata,
+};
+pub(crate) use occupancy::Occupancy;
+use password::{PasswordHash, is_same};
+use pattern::Pattern;
+pub(crate) use rights::{Resource, Right, Rights};
+
+/// Users who may do everything have this tag.
+pub(crate) const ADMINISTRATOR: &str = "administrator";
+
+/// Users with this tag may put another user's name on messages.
+const IMPERSONATOR: &str = "impersonator";
+
+/// A change of users, vhosts or permissions that is refused, with the reason for people.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct AccessError(pub(crate) String);
+
+impl AccessError {
+    pub(crate) fn no_user(name: &str) -> Self {
+        Self(format!("User \"{name}\" does not exist"))
+    }
+
+    pub(crate) fn no_vhost(name: &str) -> Self {
+        Self(format!("Virtual host '{name}' does not exist"))
+    }
+}
+
+/// Why a login was refused, in RabbitMQ's words for its log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum LoginRefused {
+    InvalidCredentials { user: String },
+    LoopbackOnly { user: String },
+    BlankPassword { user: String },
+}
+
+impl std::fmt::Display for LoginRefused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::InvalidCredentials { user } => write!(f, "user '{user}' - invalid credentials"),
+            Self::LoopbackOnly { user } => {
+                write!(f, "user '{user}' can only connect via localhost")
+            }
+            Self::BlankPassword { user } => {
+                write!(f, "user '{user}' attempted to log in with a blank password")
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct User {
+    hash: Option<PasswordHash>,
+    tags: Vec<String>,
+    limits: UserLimits,
+    /// Shared with the user's connections; a user who is deleted and added again has another one.
+    occupancy: Arc<Occupancy>,
+}
+
+#[derive(Debug)]
+struct Permission {
+    configure: Grant,
+    write: Grant,
+    read: Grant,
+}
+
+#[derive(Debug)]
+struct TopicPermission {
+    write: Grant,
+    read: Grant,
+}
+
+/// A pattern with the text that it was made of.
+#[derive(Debug)]
+struct Grant {
+    text: String,
+    pattern: Pattern,
+}
+
+/// By exchange.
+type TopicPermissions = BTreeMap<String, Arc<TopicPermission>>;
+
+#[derive(Debug, Default)]
+struct State {
+    users: BTreeMap<String, User>,
+    /// By vhost and user.
+    permissions: BTreeMap<(String, String), Arc<Permission>>,
+    topic_permissions: BTreeMap<(String, String), Arc<TopicPermissions>>,
+}
+
+/// See the module's description.
+#[derive(Debug)]
+pub(crate) struct Access {
+    state: RwLock<State>,
+    /// Rises with each change, after it; what a connection has looked up is good for one
+    /// generation.
+    generation: AtomicU64,
+    /// The last login of each user whose password is slow to check, as a digest with a key that
+    /// nobody knows: when thousands of connections come back at once, one of them pays.
+    verified: Mutex<HashMap<String, [u8; 32]>>,
+    key: [u8; 32],
+}
+
+impl Access {
+    pub(crate) fn new() -> Self {
+        let mut key = [0; 32];
+        getrandom::fill(&mut key).expect("the system has random numbers");
+        Self {
+            state: RwLock::default(),
+            generation: AtomicU64::new(1),
+            verified: Mutex::default(),
+            key,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Notes that something has changed which connections have to look at.
+    pub(crate) fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut State) -> Result<T, AccessError>,
+    ) -> Result<T, AccessError> {
+        let mut state = self.state.write();
+        let outcome = change(&mut state)?;
+        self.changed();
+        Ok(outcome)
+    }
+
+    fn change_user(&self, name: &str, change: impl FnOnce(&mut User)) -> Result<(), AccessError> {
+        self.change(|state| {
+            state.users.get_mut(name).map(change).ok_or_else(|| AccessError::no_user(name))
+        })
+    }
+
+    pub(crate) fn has_users(&self) -> bool {
+        !self.state.read().users.is_empty()
+    }
+
+    pub(crate) fn add_user(
+        &self,
+        name: &str,
+        password: Option<&str>,
+        tags: &[String],
+    ) -> Result<(), AccessError> {
+        check_name("user", name)?;
+        let hash = password.map(new_hash).transpose()?;
+        self.change(|state| {
+            if state.users.contains_key(name) {
+                return Err(AccessError(format!("User \"{name}\" already exists")));
+            }
+            let (tags, limits) = (tags.to_vec(), UserLimits::default());
+            let user = User { hash, tags, limits, occupancy: Arc::default() };
+            state.users.insert(name.to_owned(), user);
+            Ok(())
+        })?;
+        self.remember(name, password);
+        Ok(())
+    }
+
+    /// Adds a user or replaces everything that is known of one.
+    pub(crate) fn put_user(&self, definition: &UserDefinition) -> Result<(), AccessError> {
+        let UserDefinition { name, password_hash, hashing_algorithm, tags, limits } = definition;
+        check_name("user", name)?;
+        let hash = parse_hash(name, password_hash, hashing_algorithm)?;
+        self.change(|state| {
+            let occupancy = match state.users.get(name) {
+                Some(user) => user.occupancy.clone(),
+                None => Arc::default(),
+            };
+            let user = User { hash, tags: tags.clone(), limits: *limits, occupancy };
+            state.users.insert(name.clone(), user);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn delete_user(&self, name: &str) -> Result<(), AccessError> {
+        self.change(|state| {
+            let user = state.users.remove(name).ok_or_else(|| AccessError::no_user(name))?;
+            user.occupancy.set_gone();
+            state.permissions.retain(|(_, user), _| user != name);
+            state.topic_permissions.retain(|(_, user), _| user != name);
+            Ok(())
+        })?;
+        self.verified.lock().remove(name);
+        Ok(())
+    }
+
+    pub(crate) fn set_password(&self, name: &str, password: &str) -> Result<(), AccessError> {
+        let hash = new_hash(password)?;
+        self.change_user(name, |user| user.hash = Some(hash))?;
+        self.remember(name, Some(password));
+        Ok(())
+    }
+
+    pub(crate) fn set_password_hash(
+        &self,
+        name: &str,
+        hash: &str,
+        algorithm: &str,
+    ) -> Result<(), AccessError> {
+        let hash = parse_hash(name, hash, algorithm)?;
+        self.change_user(name, |user| user.hash = hash)
+    }
+
+    pub(crate) fn clear_password(&self, name: &str) -> Result<(), AccessError> {
+        self.change_user(name, |user| user.hash = None)
+    }
+
+    pub(crate) fn set_tags(&self, name: &str, tags: &[String]) -> Result<(), AccessError> {
+        self.change_user(name, |user| user.tags = tags.to_vec())
+    }
+
+    pub(crate) fn set_user_limits(
+        &self,
+        name: &str,
+        limits: UserLimits,
+    ) -> Result<(), AccessError> {
+        self.change_user(name, |user| user.limits = limits)
+    }
+
+    /// The caller has seen to it that the vhost exists.
+    pub(crate) fn set_permissions(
+        &self,
+        definition: &PermissionDefinition,
+    ) -> Result<(), AccessError> {
+        let PermissionDefinition { vhost, user, configure, write, read } = definition;
+        let permission = Permission {
+            configure: Grant::parse(configure)?,
+            write: Grant::parse(write)?,
+            read: Grant::parse(read)?,
+        };
+        self.change(|state| {
+            state.check_user(user)?;
+            let key = (vhost.clone(), user.clone());
+            state.permissions.insert(key, Arc::new(permission));
+            Ok(())
+        })
+    }
+
+    pub(crate) fn clear_permissions(&self, vhost: &str, user: &str) -> Result<(), AccessError> {
+        self.change(|state| {
+            state.check_user(user)?;
+            state.permissions.remove(&(vhost.to_owned(), user.to_owned()));
+            Ok(())
+        })
+    }
+
+    /// The caller has seen to it that the vhost exists.
+    pub(crate) fn set_topic_permissions(
+        &self,
+        definition: &TopicPermissionDefinition,
+    ) -> Result<(), AccessError> {
+        let TopicPermissionDefinition { vhost, user, exchange, write, read } = definition;
+        let permission = TopicPermission {
+            write: Grant::parse_topic(write, vhost, user)?,
+            read: Grant::parse_topic(read, vhost, user)?,
+        };
+        self.change(|state| {
+            state.check_user(user)?;
+            let key = (vhost.clone(), user.clone());
+            let of_user = Arc::make_mut(state.topic_permissions.entry(key).or_default());
+            of_user.insert(exchange.clone(), Arc::new(permission));
+            Ok(())
+        })
+    }
+
+    /// Without an exchange, all of the user's in the vhost.
+    pub(crate) fn clear_topic_permissions(
+        &self,
+        vhost: &str,
+        user: &str,
+        exchange: Option<&str>,
+    ) -> Result<(), AccessError> {
+        self.change(|state| {
+            state.check_user(user)?;
+            let key = (vhost.to_owned(), user.to_owned());
+            match (exchange, state.topic_permissions.get_mut(&key)) {
+                (Some(exchange), Some(of_user)) => {
+                    Arc::make_mut(of_user).remove(exchange);
+                }
+                (None, Some(_)) => drop(state.topic_permissions.remove(&key)),
+                (_, None) => {}
+            }
+            Ok(())
+        })
+    }
+
+    /// The vhost is gone, and with it all permissions in it.
+    pub(crate) fn forget_vhost(&self, name: &str) {
+        let mut state = self.state.write();
+        state.permissions.retain(|(vhost, _), _| vhost != name);
+        state.topic_permissions.retain(|(vhost, _), _| vhost != name);
+        self.changed();
+    }
+
+    /// All users, by name.
+    pub(crate) fn users(&self) -> Vec<UserDefinition> {
+        let state = self.state.read();
+        let users = state.users.iter().map(|(name, user)| UserDefinition {
+            name: name.clone(),
+            password_hash: user.hash.as_ref().map_or("", PasswordHash::text).to_owned(),
+            hashing_algorithm: match &user.hash {
+                Some(hash) => hash.algorithm().to_owned(),
+                None => password::DEFAULT_ALGORITHM.to_owned(),
+            },
+            tags: user.tags.clone(),
+            limits: user.limits,
+        });
+        users.collect()
+    }
+
+    /// All permissions, by vhost and user.
+    pub(crate) fn permissions(&self) -> Vec<PermissionDefinition> {
+        let state = self.state.read();
+        let permissions = state.permissions.iter().map(|((vhost, user), permission)| {
+            let Permission { configure, write, read } = &**permission;
+            PermissionDefinition {
+                vhost: vhost.clone(),
+                user: user.clone(),
+                configure: configure.text.clone(),
+                write: write.text.clone(),
+                read: read.text.clone(),
+            }
+        });
+        permissions.collect()
+    }
+
+    /// All topic permissions, by vhost, user and exchange.
+    pub(crate) fn topic_permissions(&self) -> Vec<TopicPermissionDefinition> {
+        let state = self.state.read();
+        let of_users = state.topic_permissions.iter();
+        let all = of_users.flat_map(|((vhost, user), exchanges)| {
+            exchanges.iter().map(|(exchange, permission)| TopicPermissionDefinition {
+                vhost: vhost.clone(),
+                user: user.clone(),
+                exchange: exchange.clone(),
+                write: permission.write.text.clone(),
+                read: permission.read.text.clone(),
+            })
+        });
+        all.collect()
+    }
+
+    /// Checks a login. `is_local` tells whether it comes over the loopback interface, which is all
+    /// that the users on `loopback_users` may use.
+    pub(crate) fn check_login(
+        &self,
+        user: &str,
+        password: &str,
+        is_local: bool,
+        loopback_users: &[String],
+    ) -> Result<(), LoginRefused> {
+        let name = || user.to_owned();
+        if password.is_empty() {
+            return Err(LoginRefused::BlankPassword { user: name() });
+        }
+        let hash = self.state.read().users.get(user).and_then(|user| user.hash.clone());
+        if !hash.is_some_and(|hash| self.is_password(user, password, &hash)) {
+            return Err(LoginRefused::InvalidCredentials { user: name() });
+        }
+        if !is_local && loopback_users.iter().any(|name| name == user) {
+            return Err(LoginRefused::LoopbackOnly { user: name() });
+        }
+        Ok(())
+    }
+
+    /// The locks are not held while a hash is worked out.
+    fn is_password(&self, user: &str, password: &str, hash: &PasswordHash) -> bool {
+        if !hash.is_slow() {
+            return hash.is_of(password);
+        }
+        let digest = self.digest(password, hash);
+        if self.verified.lock().get(user).is_some_and(|known| is_same(known, &digest)) {
+            return true;
+        }
+        let is_right = hash.is_of(password);
+        if is_right {
+            self.verified.lock().insert(user.to_owned(), digest);
+        }
+        is_right
+    }
+
+    /// The password that was just set is the one that will be used.
+    fn remember(&self, user: &str, password: Option<&str>) {
+        let hash = self.state.read().users.get(user).and_then(|user| user.hash.clone());
+        if let (Some(hash), Some(password)) = (hash, password) {
+            let digest = self.digest(password, &hash);
+            self.verified.lock().insert(user.to_owned(), digest);
+        }
+    }
+
+    /// With the hash in it, another password's digest is of no use.
+    fn digest(&self, password: &str, hash: &PasswordHash) -> [u8; 32] {
+        let digest = Sha256::new().chain_update(self.key).chain_update(hash.text());
+        digest.chain_update([0]).chain_update(password).finalize().into()
+    }
+}
+
+impl State {
+    fn check_user(&self, name: &str) -> Result<(), AccessError> {
+        if self.users.contains_key(name) { Ok(()) } else { Err(AccessError::no_user(name)) }
+    }
+}
+
+impl Grant {
+    fn parse(text: &str) -> Result<Self, AccessError> {
+        let pattern = Pattern::parse(text).map_err(AccessError)?;
+        Ok(Self { text: text.to_owned(), pattern })
+    }
+
+    /// `{client_id}` is of MQTT: for AMQP 0-9-1 clients RabbitMQ leaves it as it is.
+    fn parse_topic(text: &str, vhost: &str, user: &str) -> Result<Self, AccessError> {
+        let expanded = pattern::expand(text, "{username}", user);
+        let expanded = pattern::expand(&expanded, "{vhost}", vhost);
+        let pattern = Pattern::parse(&expanded).map_err(AccessError)?;
+        Ok(Self { text: text.to_owned(), pattern })
+    }
+}
+
+/// Names go into short strings on the wire.
+pub(crate) fn check_name(what: &str, name: &str) -> Result<(), AccessError> {
+    if name.is_empty() || name.len() > 255 {
+        return Err(AccessError(format!("a {what}'s name has 1 to 255 bytes")));
+    }
+    Ok(())
+}
+
+fn new_hash(password: &str) -> Result<PasswordHash, AccessError> {
+    if password.is_empty() {
+        return Err(AccessError("a password must not be blank".to_owned()));
+    }
+    Ok(PasswordHash::of(password))
+}
+
+fn parse_hash(
+    user: &str,
+    hash: &str,
+    algorithm: &str,
+) -> Result<Option<PasswordHash>, AccessError> {
+    if hash.is_empty() {
+        return Ok(None);
+    }
+    let parsed = PasswordHash::parse(hash, algorithm);
+    parsed.map(Some).map_err(|reason| AccessError(format!("user '{user}': {reason}")))
+}
+
+#[cfg(test)]
+mod tests;
