@@ -32,7 +32,7 @@ use dashmap::DashMap;
 use crate::clock::Millis;
 use crate::config::Config;
 
-pub(crate) use access::{Access, Occupancy, Resource, Right, Rights};
+pub(crate) use access::{Access, Presence, Resource, Right, Rights};
 pub use access::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
     VhostDefinition, VhostLimits, VhostMetadata,

@@ -20,7 +20,9 @@ use super::{Services, token};
 use crate::codec::method::FieldTable;
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::{Kind, check_arguments, check_equivalence};
-use crate::routing::{Destination, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology};
+use crate::routing::{
+    Destination, ExchangeKind, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology,
+};
 
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
@@ -35,7 +37,7 @@ pub struct Vhost {
     queues: DashMap<QueueId, Arc<QueueCell>>,
     services: Arc<Services>,
     settings: RwLock<(VhostMetadata, VhostLimits)>,
-    pub(crate) occupancy: Occupancy,
+    pub(crate) occupancy: Arc<Occupancy>,
     /// Itself, for its queues.
     this: Weak<Self>,
 }
@@ -52,9 +54,13 @@ impl Vhost {
             queues: DashMap::new(),
             services,
             settings: RwLock::default(),
-            occupancy: Occupancy::default(),
+            occupancy: Arc::default(),
             this: this.clone(),
         })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// How the vhost is listed.
@@ -167,7 +173,34 @@ impl Vhost {
         AmqpError::new(ReplyCode::ResourceLocked, text)
     }
 
-    /// queue.declare, not passive. An empty name asks for a generated one.
+    /// The name of a queue that is declared: an empty one asks for a generated one.
+    pub(crate) fn name_to_declare(&self, name: &str) -> Result<String, AmqpError> {
+        if name.is_empty() {
+            return Ok(token::name("amq.gen-"));
+        }
+        if name.starts_with(RESERVED) {
+            let text = format!("queue name '{name}' contains reserved prefix 'amq.*'");
+            return Err(AmqpError::new(ReplyCode::AccessRefused, text));
+        }
+        Ok(name.to_owned())
+    }
+
+    /// Whether one more queue may be declared.
+    pub(crate) fn check_queue_limit(&self, name: &str) -> Result<(), AmqpError> {
+        match self.limits().max_queues {
+            Some(max) if self.queues.len() >= max as usize => {
+                let vhost = &self.name;
+                let text = format!(
+                    "cannot declare queue '{name}': queue limit in vhost '{vhost}' ({max}) is \
+                     reached"
+                );
+                Err(AmqpError::new(ReplyCode::PreconditionFailed, text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// queue.declare, not passive; see [`Vhost::name_to_declare`].
     pub(crate) fn declare_queue(
         &self,
         name: &str,
@@ -175,20 +208,6 @@ impl Vhost {
         mut declaration: Declaration,
         drive: &mut Drive,
     ) -> Result<Arc<QueueCell>, AmqpError> {
-        if name.is_empty() {
-            let name = token::name("amq.gen-");
-            self.check_new(&name, &mut declaration)?;
-            if declaration.kind == Kind::Quorum {
-                let module = declaration.kind.module();
-                let text = format!("Cannot declare a server-named queue for type {module}");
-                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
-            }
-            return Ok(self.add_queue(&name, declaration, drive).expect("a made-up name is new"));
-        }
-        if name.starts_with(RESERVED) {
-            let text = format!("queue name '{name}' contains reserved prefix 'amq.*'");
-            return Err(AmqpError::new(ReplyCode::AccessRefused, text));
-        }
         loop {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
@@ -208,6 +227,12 @@ impl Vhost {
         let queue = self.describe_queue(name);
         declaration.kind = check_arguments(&declaration.arguments, &queue)?;
         if declaration.kind == Kind::Quorum {
+            // No client gives out such a name.
+            if name.starts_with(RESERVED) {
+                let module = declaration.kind.module();
+                let text = format!("Cannot declare a server-named queue for type {module}");
+                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+            }
             let refused = [
                 (!declaration.durable, "non-durable"),
                 (declaration.owner.is_some(), "exclusive-owner"),
@@ -317,6 +342,16 @@ impl Vhost {
     /// exchange.declare, passive.
     pub(crate) fn check_exchange(&self, name: &str) -> Result<(), AmqpError> {
         self.topology.read().check_exchange(name).map(|_| ())
+    }
+
+    pub(crate) fn is_topic_exchange(&self, name: &str) -> bool {
+        let topology = self.topology.read();
+        topology.exchange(name).is_some_and(|exchange| exchange.spec().kind == ExchangeKind::Topic)
+    }
+
+    /// Whether the name is free, and a client may take it.
+    pub(crate) fn is_new_exchange(&self, name: &str) -> bool {
+        !name.starts_with(RESERVED) && self.topology.read().exchange(name).is_none()
     }
 
     /// exchange.declare, not passive.

@@ -11,7 +11,7 @@ use super::content::Incoming;
 use super::publish_run::LastPublish;
 use super::transaction::Transaction;
 use super::unacked::Unacked;
-use crate::broker::{ChannelPrefetch, QueueCell, Unsettled};
+use crate::broker::{ChannelPrefetch, Presence, QueueCell, Unsettled};
 use crate::queue::ConsumerKey;
 
 /// What publishing on a channel promises.
@@ -67,10 +67,12 @@ pub(super) struct Channel {
     /// What an empty queue name means.
     pub(super) last_queue: String,
     pub(super) last_publish: LastPublish,
+    /// Counts the channel among its user's.
+    _presence: Option<Presence>,
 }
 
 impl Channel {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(presence: Option<Presence>) -> Self {
         Self {
             closing: false,
             mode: Mode::Plain,
@@ -83,6 +85,7 @@ impl Channel {
             reply_queue: None,
             last_queue: String::new(),
             last_publish: LastPublish::default(),
+            _presence: presence,
         }
     }
 

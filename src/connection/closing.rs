@@ -51,7 +51,7 @@ impl Connection {
     /// Ends a channel but for the answer to channel.close.
     fn begin_closing(&mut self, number: u16, worker: &mut Worker) {
         self.end_channel(number, worker);
-        let mut closing = super::channel::Channel::new();
+        let mut closing = super::channel::Channel::new(None);
         closing.closing = true;
         self.channels[usize::from(number)] = Some(Box::new(closing));
         self.channel_count += 1;

@@ -10,7 +10,8 @@ use super::publish::REPLY_TO;
 use super::settle::Settled;
 use super::{Connection, Worker};
 use crate::broker::{
-    Declaration, DeleteIf, QueueCell, Refusal, Settlement, Subscriber, unguessable_name,
+    Declaration, DeleteIf, QueueCell, Refusal, Resource, Right, Settlement, Subscriber,
+    unguessable_name,
 };
 use crate::codec::encode::DeliverHead;
 use crate::codec::method::{AMQPClass, FieldTable, basic};
@@ -120,6 +121,7 @@ impl Connection {
             self.reply_queue(number, consume.no_ack, worker)?
         } else {
             let name = self.queue_name(number, consume.queue.as_str())?;
+            self.check(Right::Read, Resource::Queue(&name))?;
             self.vhost().queue_for(&name, self.id())?
         };
         let priority = self.consumer_priority(queue.name(), &consume.arguments)?;
@@ -257,6 +259,7 @@ impl Connection {
 
     fn get(&mut self, number: u16, get: &basic::Get, worker: &mut Worker) -> Result<(), AmqpError> {
         let name = self.queue_name(number, get.queue.as_str())?;
+        self.check(Right::Read, Resource::Queue(&name))?;
         let queue = self.vhost().queue_for(&name, self.id())?;
         let source = self.channel_mut(number).use_source(&queue);
         let got = queue.get(get.no_ack, &self.outbox, number, source, &mut worker.drive);

@@ -80,9 +80,7 @@ impl Connection {
             _ => Ok(()),
         };
         let outcome = outcome.and_then(|()| self.take_method(number, parsed, worker));
-        if let Some(vhost) = &self.vhost {
-            self.routes.refresh(vhost.generation());
-        }
+        self.refresh_routes();
         outcome.map(|()| true).map_err(|error| error.of(class, method))
     }
 
@@ -222,12 +220,13 @@ impl Connection {
             );
             return Err(AmqpError::new(ReplyCode::NotAllowed, text));
         }
+        let presence = self.count_channel()?;
         let index = usize::from(number);
         if self.channels.len() <= index {
             self.channels.reserve_exact(index + 1 - self.channels.len());
             self.channels.resize_with(index + 1, || None);
         }
-        self.channels[index] = Some(Box::new(Channel::new()));
+        self.channels[index] = Some(Box::new(Channel::new(Some(presence))));
         self.channel_count += 1;
         self.outbox.lock().open_channel(number);
         let ok = channel::AMQPMethod::OpenOk(channel::OpenOk {});

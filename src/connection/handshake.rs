@@ -217,13 +217,13 @@ impl Connection {
         let Some(vhost) = self.broker.vhost(name) else {
             return Err(AmqpError::new(ReplyCode::NotAllowed, format!("vhost {name} not found")));
         };
+        self.enter(vhost)?;
         if !self.broker.admit_connection() {
             let max = self.broker.config().limits.connection_max;
             let text = format!("connection refused: node connection limit ({max}) is reached");
             return Err(AmqpError::new(ReplyCode::NotAllowed, text));
         }
         self.admitted = true;
-        self.vhost = Some(vhost);
         self.liveness.begin_open(self.heartbeat_s);
         self.phase = Phase::Open;
         let ok = connection::AMQPMethod::OpenOk(connection::OpenOk {});

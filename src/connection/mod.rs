@@ -8,6 +8,7 @@
 //! parsed and applied together at its end, or before any other method, so that what a client sees
 //! is the same as if each were applied at once.
 
+mod access;
 mod channel;
 mod closing;
 mod consume;
@@ -28,7 +29,8 @@ use std::sync::Arc;
 use std::task::Waker;
 
 use crate::broker::{
-    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, QueueCell, Vhost,
+    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, Presence, QueueCell, Rights,
+    Vhost,
 };
 use crate::clock::Millis;
 use crate::codec::method::AMQPClass;
@@ -111,6 +113,10 @@ pub struct Connection {
     heartbeat_s: u16,
     user: String,
     vhost: Option<Arc<Vhost>>,
+    /// What the user may do in the vhost.
+    rights: Option<Rights>,
+    /// Counts the connection in its vhost and among its user's.
+    presence: Option<[Presence; 2]>,
     /// The client understands connection.blocked.
     knows_blocked: bool,
     /// By channel number; the first entry is not used.
@@ -147,6 +153,8 @@ impl Connection {
             heartbeat_s: 0,
             user: String::new(),
             vhost: None,
+            rights: None,
+            presence: None,
             knows_blocked: false,
             channels: Vec::new(),
             channel_count: 0,
@@ -202,10 +210,11 @@ impl Connection {
     /// Understands as much of `bytes` as is complete and may be taken now. Never panics on what a
     /// client sends.
     pub fn feed(&mut self, bytes: &[u8], worker: &mut Worker) -> Progress {
-        if let Some(vhost) = &self.vhost {
-            self.routes.refresh(vhost.generation());
+        if self.is_outdated() {
+            self.notice_changes(worker);
         }
         self.end_closed_channels(worker);
+        self.refresh_routes();
         let (mut consumed, next) = self.take_frames(bytes, worker);
         self.commit(bytes, worker);
         self.keep_incoming(bytes);
@@ -318,6 +327,7 @@ impl Connection {
 
     fn release_holdings(&mut self, worker: &mut Worker) {
         self.end_all_channels(worker);
+        self.presence = None;
         for queue in std::mem::take(&mut self.owned) {
             // Without conditions, deleting can only find that it is gone already.
             let _ = self.vhost().delete_queue(&queue, DeleteIf::default(), &mut worker.drive);

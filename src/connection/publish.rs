@@ -11,7 +11,7 @@ use super::channel::{Confirms, Mode};
 use super::content::{Incoming, Message};
 use super::transaction::Pending;
 use super::{Connection, Worker};
-use crate::broker::{QueueCell, Span, Staged};
+use crate::broker::{QueueCell, Right, Span, Staged};
 use crate::codec::encode;
 use crate::codec::frame::Frame;
 use crate::codec::hot::{self, Publish};
@@ -166,6 +166,8 @@ impl Connection {
         let more_keys = if flags & SPECIAL == 0 {
             Vec::new()
         } else {
+            // Before anything about the message itself (RabbitMQ).
+            self.check_publish(hot::split_address(message.address(buffer)).0)?;
             self.check_special(number, &mut message, buffer)?
         };
         let route = self.route(number, &message, &more_keys, buffer)?;
@@ -222,7 +224,7 @@ impl Connection {
     ) -> Result<Vec<Vec<u8>>, AmqpError> {
         let properties = Properties::of_header(message.header(buffer));
         if let Some(user) = properties.user_id()
-            && user != self.user.as_bytes()
+            && !self.may_claim(user)
         {
             let claimed = String::from_utf8_lossy(user);
             let text = format!(
@@ -312,12 +314,14 @@ impl Connection {
         buffer: &[u8],
     ) -> Result<usize, AmqpError> {
         let (exchange, key) = hot::split_address(message.address(buffer));
+        self.check_publish(exchange)?;
         let headers = Properties::of_header(message.header(buffer)).headers();
         let mut keys = vec![key];
         keys.extend(more_keys.iter().map(Vec::as_slice));
         let vhost = self.vhost.as_ref().expect("an open connection has a vhost");
         let routed = &mut self.routes.routed;
         self.routes.routes[UNCACHED] = vhost.route(exchange, &keys, headers, routed)?;
+        self.check_topic(Right::Write, exchange, &keys)?;
         Ok(UNCACHED)
     }
 

@@ -5,7 +5,7 @@
 
 use super::publish::REPLY_TO;
 use super::{Connection, Worker};
-use crate::broker::{Declaration, DeleteIf};
+use crate::broker::{Declaration, DeleteIf, Resource, Right};
 use crate::codec::method::{AMQPClass, FieldTable, exchange, queue};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::Kind;
@@ -28,6 +28,10 @@ impl Connection {
             }
             Method::Delete(delete) => {
                 let name = stripped(delete.exchange.as_str());
+                // Those are refused in any case, with other words.
+                if !name.is_empty() && !name.starts_with("amq.") {
+                    self.check(Right::Configure, Resource::Exchange(&name))?;
+                }
                 self.vhost().change(|topology| {
                     let removed = topology.delete_exchange(&name, delete.if_unused)?;
                     Ok(!removed.exchanges.is_empty())
@@ -39,6 +43,7 @@ impl Connection {
                 let destination = stripped(bind.destination.as_str());
                 let key = bind.routing_key.as_str();
                 let to = Destination::Exchange(&destination);
+                self.check_binding(&source, to, key)?;
                 self.bind(&source, to, key, &bind.arguments)?;
                 (bind.nowait, Method::BindOk(exchange::BindOk {}))
             }
@@ -47,6 +52,7 @@ impl Connection {
                 let destination = stripped(unbind.destination.as_str());
                 let key = unbind.routing_key.as_str();
                 let to = Destination::Exchange(&destination);
+                self.check_binding(&source, to, key)?;
                 self.unbind(&source, to, key, &unbind.arguments)?;
                 (unbind.nowait, Method::UnbindOk(exchange::UnbindOk {}))
             }
@@ -58,7 +64,7 @@ impl Connection {
         Ok(())
     }
 
-    fn declare_exchange(&self, declare: &exchange::Declare) -> Result<(), AmqpError> {
+    fn declare_exchange(&mut self, declare: &exchange::Declare) -> Result<(), AmqpError> {
         let name = stripped(declare.exchange.as_str());
         if declare.passive {
             return self.vhost().check_exchange(&name);
@@ -75,6 +81,7 @@ impl Connection {
             internal: declare.internal,
             arguments: declare.arguments.clone(),
         };
+        self.check_declare_exchange(&name, spec.alternate())?;
         self.vhost().declare_exchange(&name, spec)
     }
 
@@ -122,8 +129,10 @@ impl Connection {
                 let source = stripped(bind.exchange.as_str());
                 refuse_reply_queue(&name)?;
                 let key = self.binding_key(number, bind.queue.as_str(), bind.routing_key.as_str());
+                let to = Destination::Queue(&name);
+                self.check_binding(&source, to, &key)?;
                 self.vhost().check_bind_queue(&source, &name, self.id())?;
-                self.bind(&source, Destination::Queue(&name), &key, &bind.arguments)?;
+                self.bind(&source, to, &key, &bind.arguments)?;
                 (bind.nowait, Method::BindOk(queue::BindOk {}))
             }
             Method::Unbind(unbind) => {
@@ -133,6 +142,7 @@ impl Connection {
                 let to = Destination::Queue(&name);
                 let key =
                     self.binding_key(number, unbind.queue.as_str(), unbind.routing_key.as_str());
+                self.check_binding(&source, to, &key)?;
                 // Only an existing binding is looked at more closely.
                 if self.vhost().is_bound(&source, to, key.as_bytes(), &unbind.arguments) {
                     self.vhost().queue_for(&name, self.id())?;
@@ -142,6 +152,7 @@ impl Connection {
             }
             Method::Purge(purge) => {
                 let name = self.queue_name(number, purge.queue.as_str())?;
+                self.check(Right::Read, Resource::Queue(&name))?;
                 let queue = self.vhost().queue_for(&name, self.id())?;
                 let message_count = queue.purge(&mut worker.drive);
                 (purge.nowait, Method::PurgeOk(queue::PurgeOk { message_count }))
@@ -175,6 +186,8 @@ impl Connection {
         } else if declare.passive {
             self.vhost().queue_for(&name, self.id())?
         } else {
+            let name = self.vhost().name_to_declare(&name)?;
+            self.check_declare_queue(&name, &declare.arguments)?;
             let declaration = Declaration {
                 kind: Kind::Classic,
                 // An exclusive queue never outlives its connection (RabbitMQ).
@@ -200,6 +213,7 @@ impl Connection {
         worker: &mut Worker,
     ) -> Result<u32, AmqpError> {
         let name = self.queue_name(number, delete.queue.as_str())?;
+        self.check(Right::Configure, Resource::Queue(&name))?;
         let cell = match self.vhost().queue_for(&name, self.id()) {
             Ok(cell) => cell,
             // Deleting what is not there is no error (RabbitMQ).

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::registry::Registry;
-use super::{housekeeping, memory_limit, socket, timer, worker};
+use super::{housekeeping, memory_limit, notice, socket, timer, worker};
 use crate::StartError;
 use crate::broker::Broker;
 use crate::config::Config;
@@ -68,6 +68,7 @@ impl Server {
             tasks.spawn(accept(listener, broker.clone(), registry.clone()));
         }
         tasks.spawn(housekeeping::run(registry.clone()));
+        tasks.spawn(notice::run(broker.clone(), registry.clone()));
         tasks.spawn(timer::run(broker));
         shutdown.await;
         tasks.shutdown().await;

@@ -7,6 +7,7 @@
 mod housekeeping;
 mod listener;
 mod memory_limit;
+mod notice;
 mod registry;
 mod socket;
 mod stop;

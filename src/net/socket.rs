@@ -179,6 +179,9 @@ impl Reader {
         if self.stop.poll_asked(context) {
             return Poll::Ready(Step::Stopped);
         }
+        if self.stop.take_nudge() {
+            return Poll::Ready(Step::Fed { bytes: 0, fed: self.feed_carried() });
+        }
         worker::with(|lent| {
             let carried = self.carry.len();
             let size = carried + READ_BYTES;
@@ -253,6 +256,9 @@ impl Reader {
             }
             if self.is_peer_gone().await {
                 stop.ask();
+            }
+            if self.connection.is_outdated() {
+                break;
             }
         }
         worker::with(|lent| self.connection.notify_blocked(false, &mut lent.worker));

@@ -1,6 +1,6 @@
-//! A request to a connection's reader to end.
+//! A request to a connection's reader to end, or to take a look.
 //!
-//! Owns one flag and the waker of who waits for it. It must not know why.
+//! Owns two flags and the waker of who waits for them. It must not know why.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Waker};
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 #[derive(Debug, Default)]
 pub(super) struct Stop {
     asked: AtomicBool,
+    nudged: AtomicBool,
     waiting: Mutex<Option<Waker>>,
 }
 
@@ -18,6 +19,23 @@ impl Stop {
     /// Asks; may be called more than once.
     pub(super) fn ask(&self) {
         self.asked.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Asks the reader to take a look at what has changed, also while nothing comes from its
+    /// client.
+    pub(super) fn nudge(&self) {
+        self.nudged.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
+    /// Whether it was nudged since the last call. Called after [`Stop::poll_asked`], so that the
+    /// next nudge wakes.
+    pub(super) fn take_nudge(&self) -> bool {
+        self.nudged.load(Ordering::SeqCst) && self.nudged.swap(false, Ordering::SeqCst)
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waiting.lock().take() {
             waker.wake();
         }

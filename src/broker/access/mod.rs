@@ -23,7 +23,7 @@ pub use definitions::{
     PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits, VhostDefinition,
     VhostLimits, VhostMetadata,
 };
-pub(crate) use occupancy::Occupancy;
+pub(crate) use occupancy::{Occupancy, Presence};
 use password::{PasswordHash, is_same};
 use pattern::Pattern;
 pub(crate) use rights::{Resource, Right, Rights};

@@ -2,6 +2,7 @@
 //!
 //! Owns the counts that limits are compared with, and the mark that the user or vhost is deleted.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// See the module's description.
@@ -12,23 +13,33 @@ pub(crate) struct Occupancy {
     gone: AtomicBool,
 }
 
+/// A connection or channel that counts as long as this lives.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    occupancy: Arc<Occupancy>,
+    count: fn(&Occupancy) -> &AtomicUsize,
+}
+
 impl Occupancy {
-    /// Counts a connection; `false` when the limit is reached.
-    pub(crate) fn add_connection(&self, max: Option<u32>) -> bool {
-        add(&self.connections, max)
+    /// Counts a connection; `None` when the limit is reached.
+    pub(crate) fn enter(self: &Arc<Self>, max: Option<u32>) -> Option<Presence> {
+        self.add(|occupancy| &occupancy.connections, max)
     }
 
-    pub(crate) fn remove_connection(&self) {
-        self.connections.fetch_sub(1, Ordering::Relaxed);
+    /// Counts a channel; `None` when the limit is reached.
+    pub(crate) fn open_channel(self: &Arc<Self>, max: Option<u32>) -> Option<Presence> {
+        self.add(|occupancy| &occupancy.channels, max)
     }
 
-    /// Counts a channel; `false` when the limit is reached.
-    pub(crate) fn add_channel(&self, max: Option<u32>) -> bool {
-        add(&self.channels, max)
-    }
-
-    pub(crate) fn remove_channel(&self) {
-        self.channels.fetch_sub(1, Ordering::Relaxed);
+    fn add(
+        self: &Arc<Self>,
+        count: fn(&Self) -> &AtomicUsize,
+        max: Option<u32>,
+    ) -> Option<Presence> {
+        let max = max.map_or(usize::MAX, |max| max as usize);
+        let next = |present: usize| (present < max).then_some(present + 1);
+        count(self).fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
+        Some(Presence { occupancy: self.clone(), count })
     }
 
     /// The user or vhost is deleted: its connections have to go.
@@ -41,8 +52,26 @@ impl Occupancy {
     }
 }
 
-fn add(count: &AtomicUsize, max: Option<u32>) -> bool {
-    let max = max.map_or(usize::MAX, |max| max as usize);
-    let next = |count: usize| (count < max).then_some(count + 1);
-    count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+impl Drop for Presence {
+    fn drop(&mut self) {
+        (self.count)(&self.occupancy).fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_left_makes_room() {
+        let occupancy = Arc::new(Occupancy::default());
+        assert!(occupancy.enter(Some(0)).is_none());
+        let first = occupancy.enter(Some(1)).expect("room for one");
+        assert!(occupancy.enter(Some(1)).is_none());
+        let channel = occupancy.open_channel(Some(1)).expect("channels count for themselves");
+        drop(first);
+        assert!(occupancy.enter(Some(1)).is_some() && occupancy.open_channel(Some(1)).is_none());
+        drop(channel);
+        assert!(occupancy.open_channel(None).is_some());
+    }
 }
