@@ -2,8 +2,8 @@
 //!
 //! Owns the only lock around a [`Queue`], the encoding of its deliveries into the outboxes of
 //! their connections (`encoding`), what happens when its time has come (`timing`), and the pacing
-//! of publishers that outrun willing consumers. It must not know of names in a vhost, of routing, or
-//! of channels beyond their number.
+//! of publishers that outrun willing consumers. It must not know of names in a vhost, of routing,
+//! or of channels beyond their number.
 //!
 //! Lock order: this lock, then one outbox at a time. Never two queues, never two outboxes. Work
 //! under the lock is one batch, bounded by one socket read.

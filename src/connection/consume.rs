@@ -127,11 +127,7 @@ impl Connection {
         let priority = self.consumer_priority(queue.name(), &consume.arguments)?;
         let ok = basic::ConsumeOk { consumer_tag: tag.as_str().into() };
         let ok = AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok));
-        if queue.declaration.kind == Kind::Quorum && self.channel(number).gate.is_limited() {
-            let queue = self.vhost().describe_queue(queue.name());
-            let text = format!("{queue} does not support global qos");
-            return Err(AmqpError::new(ReplyCode::NotImplemented, text));
-        }
+        self.check_global_qos(number, &queue)?;
         let channel = self.channels[usize::from(number)].as_mut().expect("dispatched to it");
         let source = channel.use_source(&queue);
         let spec = ConsumerSpec {
@@ -161,6 +157,16 @@ impl Connection {
                 Err(self.refused(&queue, refusal))
             }
         }
+    }
+
+    /// Quorum queues know no limit that consumers of several queues share (RabbitMQ).
+    fn check_global_qos(&self, number: u16, queue: &QueueCell) -> Result<(), AmqpError> {
+        if queue.declaration.kind != Kind::Quorum || !self.channel(number).gate.is_limited() {
+            return Ok(());
+        }
+        let queue = self.vhost().describe_queue(queue.name());
+        let text = format!("{queue} does not support global qos");
+        Err(AmqpError::new(ReplyCode::NotImplemented, text))
     }
 
     fn refused(&self, queue: &QueueCell, refusal: Refusal) -> AmqpError {

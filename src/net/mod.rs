@@ -1,8 +1,9 @@
 //! Sockets, timers and tasks: the only module that waits.
 //!
 //! Owns the listeners, two tasks for each connection (one reads and drives, one writes), and two
-//! tasks for all: one looks after heartbeats, one after what is due at a certain time. It must not know the protocol: it moves
-//! bytes between sockets, [`crate::connection::Connection`] and [`crate::broker::Outbox`].
+//! tasks for all: one looks after heartbeats, one after what is due at a certain time. It must not
+//! know the protocol: it moves bytes between sockets, [`crate::connection::Connection`] and
+//! [`crate::broker::Outbox`].
 
 mod housekeeping;
 mod listener;

@@ -5,8 +5,9 @@
 //! connections nothing at all.
 //!
 //! Invariant: a consumer that could take a message (credit and window left, and active where only
-//! one may be) is `waiting`, and then stands in the ring of its priority exactly once; or, when its gate refused it, among the stopped
-//! ones, in the order of the ring, until [`Consumers::reopen`].
+//! one may be) is `waiting`, and then stands in the ring of its priority exactly once; or, when
+//! its gate refused it, among the stopped ones, in the order of the ring, until
+//! [`Consumers::reopen`].
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,7 +1,8 @@
 //! The lanes of one queue: one for each message priority that was used.
 //!
 //! Owns which lane a message goes to and which one the next message comes from. A queue without
-//! priorities has one lane and pays nothing for the others. It knows nothing of consumers or limits.
+//! priorities has one lane and pays nothing for the others. It knows nothing of consumers or
+//! limits.
 //!
 //! Invariant: `ready` has the bit of a lane beyond the first exactly when that lane has messages
 //! that can be taken, and `others_ready` is their number.

@@ -1,3 +1,5 @@
+//! Owns the tests of users, vhosts' limits and permissions as one value. It must not need a socket.
+
 use super::*;
 use crate::error::ReplyCode;
 
