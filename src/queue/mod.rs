@@ -6,9 +6,9 @@
 //!
 //! The order of a drive (see `broker::queue_cell`): any number of commands, then
 //! [`Queue::checkout`], then the driver encodes [`Effects::deliveries`] and copies
-//! [`Effects::dead`] while the content is still there, then [`Queue::finish`]; when no consumer has
-//! room any more, [`Queue::expire`] ends it. An unknown slot or consumer is a no-op, so that races between
-//! settling, cancelling and closing need no special case.
+//! [`Effects::dead`] while the content is still there, then [`Queue::finish`]; when no consumer
+//! has room any more, [`Queue::expire`] ends it. An unknown slot or consumer is a no-op, so that
+//! races between settling, cancelling and closing need no special case.
 //!
 //! Invariants: each message is in exactly one of ready, unsettled, gone; messages leave in order
 //! of arrival within their priority, and one that came back leaves in its original place; what has

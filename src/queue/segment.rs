@@ -1,9 +1,10 @@
 //! A segment: message records appended back to back in wire form.
 //!
 //! Owns the layout of a record in memory. It knows nothing of order, consumers or limits. A record
-//! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and routing
-//! key | content header payload | body`, all as they came off the wire. Bodies of [`SHARED_BODY_MIN`] bytes and more stay outside as shared
-//! [`Bytes`], one copy for all queues that a message was routed to.
+//! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and
+//! routing key | content header payload | body`, all as they came off the wire. Bodies of
+//! [`SHARED_BODY_MIN`] bytes and more stay outside as shared [`Bytes`], one copy for all queues
+//! that a message was routed to.
 //!
 //! Invariant: `live` is the number of records that are neither consumed nor settled; a segment
 //! whose `live` is zero holds nothing that anyone may still ask for.
