@@ -3,7 +3,7 @@
 //! Owns everything that more than one connection can see, and all the locks around it. It is
 //! synchronous and knows neither sockets nor frames' order on a connection.
 //!
-//! Locks, in the order in which they may be taken: a vhost's topology, one queue
+//! Locks, in the order in which they may be taken: a vhost's policies, its topology, one queue
 //! ([`QueueCell`]), one outbox ([`Outbox`]). A map's shard is held for one look-up only, and no
 //! other lock is taken meanwhile. Nothing is ever awaited under a lock.
 
@@ -17,6 +17,7 @@ mod drive;
 mod memory;
 mod outbox;
 mod pacing;
+mod policy;
 mod prefetch;
 mod queue_cell;
 mod services;
@@ -44,6 +45,7 @@ pub use memory::Memory;
 pub(crate) use memory::Unfinished;
 pub use outbox::{ConnectionId, Outbox, Outgoing};
 pub(crate) use outbox::{Subscriber, Unsettled};
+pub use policy::{PolicyDefinition, PolicyError, PolicyNames, PolicyScope};
 pub(crate) use prefetch::ChannelPrefetch;
 pub use queue_cell::QueueCell;
 pub(crate) use queue_cell::{Declaration, DeleteIf, Refusal, Settlement};

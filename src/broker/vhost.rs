@@ -4,7 +4,9 @@
 //! topology under the lock; a publisher reads it only when its connection's route cache misses.
 //! The texts of refusals are RabbitMQ's. It must not know channels or frames.
 //!
-//! Lock order: the topology, then a queue.
+//! Lock order: the policies, the topology, then a queue.
+
+mod policies;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -15,6 +17,7 @@ use parking_lot::RwLock;
 use super::access::{Occupancy, VhostDefinition, VhostLimits, VhostMetadata};
 use super::drive::Drive;
 use super::outbox::ConnectionId;
+use super::policy::Policies;
 use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
 use super::{Services, token};
 use crate::codec::method::FieldTable;
@@ -27,11 +30,15 @@ use crate::routing::{
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
 
+/// Names of reply queues begin with this. In RabbitMQ these are none, so no policy is for them.
+const REPLIES: &str = "amq.rabbitmq.reply-to.";
+
 /// See the module's description.
 #[derive(Debug)]
 pub struct Vhost {
     name: Box<str>,
     topology: RwLock<Topology>,
+    policies: RwLock<Policies>,
     /// Rises with each change of the topology; cached routes are good for one generation.
     generation: AtomicU64,
     queues: DashMap<QueueId, Arc<QueueCell>>,
@@ -50,6 +57,7 @@ impl Vhost {
         Arc::new_cyclic(|this| Self {
             name: name.into(),
             topology: RwLock::new(Topology::new(name)),
+            policies: RwLock::default(),
             generation: AtomicU64::new(1),
             queues: DashMap::new(),
             services,
@@ -281,6 +289,7 @@ impl Vhost {
         declaration: Declaration,
         drive: &mut Drive,
     ) -> Option<Arc<QueueCell>> {
+        let policies = self.policies.read();
         let mut topology = self.topology.write();
         if let Some(id) = topology.queue(name.as_bytes()) {
             if self.queues.get(&id).is_some_and(|cell| !cell.is_gone()) {
@@ -297,6 +306,7 @@ impl Vhost {
             // Its connection is about to be closed: nobody else can find the queue.
             return Some(cell);
         }
+        policies.apply_to_queue(&cell, drive);
         cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);
@@ -356,7 +366,14 @@ impl Vhost {
 
     /// exchange.declare, not passive.
     pub(crate) fn declare_exchange(&self, name: &str, spec: ExchangeSpec) -> Result<(), AmqpError> {
-        self.change(|topology| topology.declare_exchange(name, spec))
+        let policies = self.policies.read();
+        self.change(|topology| {
+            let is_new = topology.declare_exchange(name, spec)?;
+            if is_new {
+                policies.apply_to_exchange(name, topology);
+            }
+            Ok(is_new)
+        })
     }
 
     /// queue.bind and queue.unbind: the queue has to be there and open to the asker.
