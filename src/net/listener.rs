@@ -54,6 +54,11 @@ impl Server {
         Ok(Self { broker, listeners, registry: Arc::default() })
     }
 
+    /// The shared state, for those who bring users, vhosts and what is in them.
+    pub fn broker(&self) -> &Arc<Broker> {
+        &self.broker
+    }
+
     /// The addresses that are listened on, with the ports that the system has picked.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()

@@ -88,7 +88,21 @@ impl Broker {
         Some(Self::spawn(toml))
     }
 
-    fn external() -> Option<Broker> {
+    /// A broker that runs elsewhere, such as in the test's own process.
+    pub fn at(address: String) -> Broker {
+        Broker {
+            address,
+            user: "guest".into(),
+            password: "guest".into(),
+            vhost: "/".into(),
+            pid: None,
+            rabbitmq: OnceLock::new(),
+            process: None,
+        }
+    }
+
+    /// The broker named by `AMQP_URI`, if any.
+    pub fn external() -> Option<Broker> {
         let uri = std::env::var("AMQP_URI").ok()?;
         let rest = uri.strip_prefix("amqp://").expect("AMQP_URI is amqp://user:password@host:port");
         let (login, place) = rest.split_once('@').unwrap_or(("guest:guest", rest));
