@@ -4,7 +4,6 @@
 //! meanings are those of RabbitMQ's definitions files. Changes take effect on connections that are
 //! open. It must not know how definitions are written down.
 
-
 use super::access::{ADMINISTRATOR, check_name};
 use super::{
     AccessError, Broker, DEFAULT_VHOST, Drive, PermissionDefinition, TopicPermissionDefinition,

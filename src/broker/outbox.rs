@@ -115,6 +115,8 @@ struct State {
     reply_bytes: usize,
     /// Channels that were closed from outside of their connection, which does not know yet.
     closed_channels: Vec<u16>,
+    /// Consumers that ended without their connection, by channel and tag.
+    lost_consumers: Vec<(u16, Box<str>)>,
 }
 
 /// See the module's description.
@@ -205,14 +207,20 @@ impl Outbox {
         std::mem::take(&mut state.closed_channels)
     }
 
-    /// Tells the client that a consumer is gone (RabbitMQ's consumer cancel notification), if it
-    /// understands that.
+    /// Notes that a consumer is gone, and tells the client (RabbitMQ's consumer cancel
+    /// notification), if it understands that.
     pub(crate) fn lose_consumer(&self, (channel, tag): (u16, Box<str>), wakes: &mut Vec<Waker>) {
         if self.knows_cancel() {
             let cancel = basic::Cancel { consumer_tag: (&*tag).into(), nowait: true };
             let method = AMQPClass::Basic(basic::AMQPMethod::Cancel(cancel));
             self.send(channel, &method, wakes);
         }
+        self.state.lock().lost_consumers.push((channel, tag));
+    }
+
+    /// For the connection: the consumers that ended without it.
+    pub(crate) fn take_lost_consumers(&self) -> Vec<(u16, Box<str>)> {
+        std::mem::take(&mut self.state.lock().lost_consumers)
     }
 
     pub(crate) fn add_consumer(&self) {

@@ -20,7 +20,7 @@ use super::outbox::ConnectionId;
 use super::policy::Policies;
 use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
 use super::{Services, token};
-use crate::codec::method::FieldTable;
+use crate::codec::method::{AMQPValue, FieldTable};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::{Kind, check_arguments, check_equivalence};
 use crate::routing::{
@@ -29,6 +29,8 @@ use crate::routing::{
 
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
+
+const QUEUE_TYPE: &str = "x-queue-type";
 
 /// Names of reply queues begin with this. In RabbitMQ these are none, so no policy is for them.
 const REPLIES: &str = "amq.rabbitmq.reply-to.";
@@ -206,6 +208,20 @@ impl Vhost {
             }
             _ => Ok(()),
         }
+    }
+
+    /// The declaration with the vhost's default queue type, if it names none. One that does not
+    /// suit the type stays classic (RabbitMQ 4).
+    pub(crate) fn with_default_type(&self, mut declaration: Declaration) -> Declaration {
+        let suits_quorum =
+            declaration.durable && declaration.owner.is_none() && !declaration.auto_delete;
+        let asks_for_type = declaration.arguments.inner().contains_key(QUEUE_TYPE);
+        let default = self.settings.read().0.default_queue_type.as_deref() == Some("quorum");
+        if default && suits_quorum && !asks_for_type {
+            let quorum = AMQPValue::LongString("quorum".into());
+            declaration.arguments.insert(QUEUE_TYPE.into(), quorum);
+        }
+        declaration
     }
 
     /// queue.declare, not passive; see [`Vhost::name_to_declare`].

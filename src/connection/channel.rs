@@ -94,18 +94,10 @@ impl Channel {
         self.reply_queue.as_ref().is_some_and(|queue| !queue.is_gone())
     }
 
-    /// The tags of consumers whose queue was deleted.
-    pub(super) fn lost_consumers(&self) -> Vec<Box<str>> {
-        let lost = self.consumers.iter().filter(|(_, consumer)| consumer.queue.is_gone());
-        lost.map(|(tag, _)| tag.clone()).collect()
-    }
-
-    /// Forgets consumers whose queue was deleted, so that their tags can be used again.
-    pub(super) fn forget_consumers(&mut self, tags: &[Box<str>]) {
-        for tag in tags {
-            if let Some(consumer) = self.consumers.remove(tag) {
-                self.release_source(consumer.source);
-            }
+    /// Forgets a consumer that is gone, so that its tag can be used again.
+    pub(super) fn forget_consumer(&mut self, tag: &str) {
+        if let Some(consumer) = self.consumers.remove(tag) {
+            self.release_source(consumer.source);
         }
     }
 

@@ -99,14 +99,7 @@ impl Connection {
             tag => tag.to_owned(),
         };
         let limit = self.broker.config().limits.consumers_per_channel_max;
-        let channel = self.channel_mut(number);
-        let lost = channel.lost_consumers();
-        if !lost.is_empty() {
-            // What they delivered is taken over while their source is still there. Others may be
-            // lost meanwhile: they have to wait for the next time.
-            self.take_over(number);
-            self.channel_mut(number).forget_consumers(&lost);
-        }
+        self.forget_lost_consumers();
         let channel = self.channel_mut(number);
         if channel.consumers.contains_key(tag.as_str()) {
             let text = format!("attempt to reuse consumer tag '{tag}'");
@@ -155,6 +148,19 @@ impl Connection {
             Err(refusal) => {
                 channel.release_source(source);
                 Err(self.refused(&queue, refusal))
+            }
+        }
+    }
+
+    /// Forgets the consumers that ended without this connection, so that their tags can be used
+    /// again.
+    fn forget_lost_consumers(&mut self) {
+        for (number, tag) in self.outbox.take_lost_consumers() {
+            let channel = self.channels.get(usize::from(number)).and_then(Option::as_ref);
+            if channel.is_some_and(|channel| channel.consumers.contains_key(&tag)) {
+                // What it has delivered is taken over while its source is still there.
+                self.take_over(number);
+                self.channel_mut(number).forget_consumer(&tag);
             }
         }
     }
