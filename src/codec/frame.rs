@@ -4,8 +4,7 @@
 //! frames to the client. It must not look into payloads beyond what tells a frame of a known
 //! kind from an unknown one, and it never waits for a payload that it will refuse.
 
-use std::fmt::Write;
-
+use super::value::{erlang_binary, erlang_bytes};
 use crate::error::{AmqpError, ReplyCode};
 
 /// The byte that ends every frame.
@@ -138,45 +137,7 @@ fn frame_error(text: String) -> AmqpError {
 pub(crate) fn cannot_decode(class_id: u16, method_id: u16, arguments: &[u8]) -> AmqpError {
     // Each byte prints as two characters or more, and the reply text is cut at 255.
     let shown = &arguments[..arguments.len().min(128)];
-    let more = if shown.len() < arguments.len() { ",..." } else { "" };
-    let numbers = comma_separated(shown);
-    frame_error(format!("cannot decode <<{numbers}{more}>>")).of(class_id, method_id)
-}
-
-/// Prints bytes as RabbitMQ prints an Erlang binary: `<<"abc">>` when all of them are printable
-/// in Latin-1, else as numbers, `<<1,2,3>>`.
-pub fn erlang_binary(bytes: &[u8]) -> String {
-    if bytes.is_empty() {
-        return "<<>>".to_owned();
-    }
-    let mut text = String::with_capacity(bytes.len() + 6);
-    text.push_str("<<\"");
-    for &byte in bytes {
-        match byte {
-            b'"' => text.push_str("\\\""),
-            b'\\' => text.push_str("\\\\"),
-            b'\n' => text.push_str("\\n"),
-            b'\r' => text.push_str("\\r"),
-            b'\t' => text.push_str("\\t"),
-            0x08 => text.push_str("\\b"),
-            0x0B => text.push_str("\\v"),
-            0x0C => text.push_str("\\f"),
-            0x1B => text.push_str("\\e"),
-            0x20..=0x7E | 0xA0.. => text.push(char::from(byte)),
-            _ => return format!("<<{}>>", comma_separated(bytes)),
-        }
-    }
-    text.push_str("\">>");
-    text
-}
-
-fn comma_separated(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 4);
-    for (index, byte) in bytes.iter().enumerate() {
-        let separator = if index == 0 { "" } else { "," };
-        write!(text, "{separator}{byte}").expect("a String takes everything");
-    }
-    text
+    frame_error(format!("cannot decode {}", erlang_bytes(shown))).of(class_id, method_id)
 }
 
 /// Describes a frame in the words of RabbitMQ's frame errors: its type and its payload, or the
@@ -281,17 +242,6 @@ mod tests {
                 "{prefix}3, all octets = <<\"0123456789abcdef\">>: {{invalid_frame_end_marker,1}}"
             )
         );
-    }
-
-    #[test]
-    fn binaries_print_as_in_erlang() {
-        assert_eq!(erlang_binary(b""), "<<>>");
-        assert_eq!(erlang_binary(b"abc"), "<<\"abc\">>");
-        assert_eq!(erlang_binary(&[0, 20, 0, 10, 0]), "<<0,20,0,10,0>>");
-        assert_eq!(erlang_binary(b"Z[\\]\"'\n\x1b"), "<<\"Z[\\\\]\\\"'\\n\\e\">>");
-        assert_eq!(erlang_binary(&[b'h', 0xE9]), "<<\"h\u{e9}\">>");
-        assert_eq!(erlang_binary(&[127]), "<<127>>");
-        assert_eq!(erlang_binary(&[0x9F]), "<<159>>");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::binding::BindingId;
 use super::direct::{DirectIndex, Matches, Target, TargetSet};
 use super::headers::{HeadersIndex, SortedFields};
 use super::topic::{TopicIndex, TopicWalk};
-use crate::codec::table;
+use crate::codec::value::{shown, type_name};
 use crate::error::{AmqpError, ReplyCode};
 
 /// Where an exchange is kept; reused once the exchange is gone.
@@ -100,7 +100,7 @@ impl ExchangeSpec {
                 format!(
                     "invalid type '{}' for arg '{ALTERNATE}' in exchange '{name}' in vhost \
                      '{vhost}'",
-                    table::type_name(other)
+                    type_name(other)
                 ),
             )),
         }
@@ -142,77 +142,18 @@ impl ExchangeSpec {
     }
 }
 
-fn plain_text(value: &AMQPValue) -> String {
-    match value {
-        AMQPValue::LongString(text) => text.to_string(),
-        AMQPValue::ByteArray(bytes) => String::from_utf8_lossy(bytes.as_slice()).into_owned(),
-        other => erlang_term(other),
-    }
-}
-
 fn value_text(value: &AMQPValue) -> String {
     match value {
         AMQPValue::Void => "none".to_owned(),
-        other => format!("'{}'", plain_text(other)),
+        other => format!("'{}'", shown(other)),
     }
 }
 
 fn typed_text(value: Option<AMQPValue>) -> String {
     value.map_or_else(
         || "none".to_owned(),
-        |value| {
-            format!("the value '{}' of type '{}'", plain_text(&value), table::type_name(&value))
-        },
+        |value| format!("the value '{}' of type '{}'", shown(&value), type_name(&value)),
     )
-}
-
-/// A value as Erlang's `~p` prints it, for texts that RabbitMQ's users know.
-pub(crate) fn erlang_term(value: &AMQPValue) -> String {
-    let list = |items: Vec<String>| format!("[{}]", items.join(","));
-    match value {
-        AMQPValue::Boolean(flag) => flag.to_string(),
-        AMQPValue::ShortShortInt(n) => n.to_string(),
-        AMQPValue::ShortShortUInt(n) => n.to_string(),
-        AMQPValue::ShortInt(n) => n.to_string(),
-        AMQPValue::ShortUInt(n) => n.to_string(),
-        AMQPValue::LongInt(n) => n.to_string(),
-        AMQPValue::LongUInt(n) => n.to_string(),
-        AMQPValue::LongLongInt(n) => n.to_string(),
-        AMQPValue::Timestamp(n) => n.to_string(),
-        AMQPValue::Float(n) => format!("{n:?}"),
-        AMQPValue::Double(n) => format!("{n:?}"),
-        AMQPValue::DecimalValue(n) => format!("{{{},{}}}", n.scale, n.value),
-        AMQPValue::ShortString(text) => erlang_binary(text.as_str().as_bytes()),
-        AMQPValue::LongString(text) => erlang_binary(text.as_bytes()),
-        AMQPValue::ByteArray(bytes) => erlang_binary(bytes.as_slice()),
-        AMQPValue::FieldArray(array) => list(
-            array
-                .as_slice()
-                .iter()
-                .map(|item| format!("{{{},{}}}", table::type_name(item), erlang_term(item)))
-                .collect(),
-        ),
-        AMQPValue::FieldTable(table) => list(
-            table
-                .into_iter()
-                .map(|(key, value)| {
-                    let key = erlang_binary(key.as_str().as_bytes());
-                    format!("{{{key},{},{}}}", table::type_name(value), erlang_term(value))
-                })
-                .collect(),
-        ),
-        AMQPValue::Void => "undefined".to_owned(),
-    }
-}
-
-pub(crate) fn erlang_binary(bytes: &[u8]) -> String {
-    let is_printable = bytes.iter().all(|byte| matches!(byte, b' '..=b'~'));
-    if is_printable && !bytes.is_empty() {
-        let text = String::from_utf8_lossy(bytes).replace('\\', "\\\\").replace('"', "\\\"");
-        return format!("<<\"{text}\">>");
-    }
-    let numbers: Vec<String> = bytes.iter().map(u8::to_string).collect();
-    format!("<<{}>>", numbers.join(","))
 }
 
 /// The bindings from an exchange, arranged for routing.

@@ -9,8 +9,8 @@ use rustc_hash::FxHashMap;
 
 use super::binding::BindingId;
 use super::direct::{Matches, Target};
-use super::exchange::{erlang_binary, erlang_term};
 use crate::codec::table::{self, Value};
+use crate::codec::value::{erlang_binary, erlang_term, type_name};
 use crate::error::{AmqpError, ReplyCode};
 
 const X_MATCH: &str = "x-match";
@@ -102,7 +102,7 @@ pub(crate) fn check_arguments(arguments: &FieldTable) -> Result<(), AmqpError> {
         },
         other => refuse(format!(
             "Invalid x-match field type {} (value {}); expected longstr",
-            table::type_name(other),
+            type_name(other),
             erlang_term(other)
         )),
     }
