@@ -19,7 +19,7 @@ const STREAM: &[Kind] = &[];
 
 /// Arguments that are validated and compared, in the order in which RabbitMQ reports errors, with
 /// the queue types that take them. Others are kept and ignored.
-const KNOWN: [(&str, &[Kind]); 27] = [
+const KNOWN: [(&str, &[Kind]); 28] = [
     ("x-expires", BOTH),
     ("x-message-ttl", BOTH),
     ("x-dead-letter-exchange", BOTH),
@@ -42,6 +42,7 @@ const KNOWN: [(&str, &[Kind]); 27] = [
     ("x-stream-max-segment-size-bytes", STREAM),
     ("x-stream-filter-size-bytes", STREAM),
     ("x-initial-cluster-size", STREAM),
+    ("x-queue-master-locator", CLASSIC),
     ("x-queue-leader-locator", BOTH),
     ("x-message-deduplication", BOTH),
     ("x-cache-size", BOTH),
@@ -148,8 +149,8 @@ fn check_value(name: &str, value: &AMQPValue, arguments: &FieldTable) -> Result<
         }
         "x-queue-version" => match integer(value) {
             Some(1 | 2) => Ok(()),
-            Some(n) => Err(format!("\"unsupported queue version '{n}'\"")),
-            None => in_range(value, 1, 2),
+            Some(n) if n >= 0 => Err(format!("\"unsupported queue version '{n}'\"")),
+            _ => in_range(value, 0, 2),
         },
         "x-single-active-consumer" | "x-message-deduplication" => match value {
             AMQPValue::Boolean(_) => Ok(()),

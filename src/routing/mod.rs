@@ -26,7 +26,6 @@ use exchange::{ExchangeSlot, Scratch};
 
 use crate::error::{AmqpError, ReplyCode};
 
-pub(crate) use exchange::erlang_binary;
 pub use exchange::{Exchange, ExchangeKind, ExchangeSpec};
 
 /// A queue's number in the whole broker, never reused: a redeclared name is a new one.

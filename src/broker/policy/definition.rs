@@ -8,8 +8,8 @@
 use serde_json::{Map, Value};
 
 use super::{PolicyScope, integer};
+use crate::codec::value::erlang_binary;
 use crate::queue::Kind;
-use crate::routing::erlang_binary;
 
 /// The keys that operators may set, with those of RabbitMQ 4.
 const OPERATOR_KEYS: [&str; 9] = [
