@@ -57,14 +57,21 @@ impl Drive {
     /// Publishes dead letters, wakes whom the drive has work for, and frees what was deleted.
     /// Called when no lock is held.
     pub fn finish(&mut self) {
+        self.publish_dead_letters();
+        // Only a publisher waits, and it has asked before.
+        self.outrun = None;
+        self.deleted.clear();
+        self.wakes.drain(..).for_each(Waker::wake);
+    }
+
+    /// Publishes dead letters, those that this leads to included. Called when no lock is held.
+    pub(crate) fn publish_dead_letters(&mut self) {
         while !self.dead_letters.is_empty() {
             let dead = std::mem::take(&mut self.dead_letters);
             let mut undertaker = std::mem::take(&mut self.undertaker);
             undertaker.publish(dead, self);
             self.undertaker = undertaker;
         }
-        self.deleted.clear();
-        self.wakes.drain(..).for_each(Waker::wake);
     }
 
     /// The queue that the publisher should wait for, if any (see [`QueueCell::poll_caught_up`]).

@@ -217,6 +217,7 @@ impl Connection {
         self.refresh_routes();
         let (mut consumed, next) = self.take_frames(bytes, worker);
         self.commit(bytes, worker);
+        worker.drive.publish_dead_letters();
         self.keep_incoming(bytes);
         if let Phase::Over { linger_ms } = self.phase {
             consumed = bytes.len();
