@@ -170,7 +170,8 @@ impl Broker {
 
     /// All vhosts, by name.
     pub fn vhosts(&self) -> Vec<VhostDefinition> {
-        let mut all: Vec<_> = self.vhosts.iter().map(|vhost| vhost.definition()).collect();
+        let vhosts: Vec<_> = self.vhosts.iter().map(|vhost| vhost.clone()).collect();
+        let mut all: Vec<_> = vhosts.iter().map(|vhost| vhost.definition()).collect();
         all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         all
     }
@@ -181,8 +182,8 @@ impl Broker {
     /// When the name is empty or too long.
     pub fn put_vhost(&self, name: &str, metadata: VhostMetadata) -> Result<(), AccessError> {
         check_name("vhost", name)?;
-        let entry = self.vhosts.entry(name.into());
-        let vhost = entry.or_insert_with(|| Vhost::new(name, self.services.clone()));
+        let new = || Vhost::new(name, self.services.clone());
+        let vhost = self.vhosts.entry(name.into()).or_insert_with(new).clone();
         vhost.set_metadata(metadata);
         Ok(())
     }

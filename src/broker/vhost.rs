@@ -232,6 +232,7 @@ impl Vhost {
         mut declaration: Declaration,
         drive: &mut Drive,
     ) -> Result<Arc<QueueCell>, AmqpError> {
+        self.settle_type(&mut declaration);
         loop {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
@@ -268,6 +269,22 @@ impl Vhost {
             }
         }
         Ok(())
+    }
+
+    /// A queue without a type is of the vhost's default type, if that can be what is declared;
+    /// otherwise it is classic (RabbitMQ 3.11 and later).
+    fn settle_type(&self, declaration: &mut Declaration) {
+        const TYPE: &str = "x-queue-type";
+        let lasting =
+            declaration.durable && !declaration.auto_delete && declaration.owner.is_none();
+        if !lasting || declaration.arguments.contains_key(TYPE) {
+            return;
+        }
+        let default = self.settings.read().0.default_queue_type.clone();
+        if let Some(kind) = default.filter(|kind| kind != "classic") {
+            let kind = AMQPValue::LongString(kind.as_str().into());
+            declaration.arguments.insert(TYPE.into(), kind);
+        }
     }
 
     fn check_redeclare(
@@ -449,6 +466,32 @@ mod tests {
             .expect("a new queue");
         assert_ne!(first.id(), second.id());
         assert_eq!(second.counts(), (0, 0));
+    }
+
+    #[test]
+    fn the_default_type_is_for_queues_that_last() {
+        let vhost = Vhost::new("/", Services::for_test());
+        let default_queue_type = Some("quorum".to_owned());
+        vhost.set_metadata(VhostMetadata { default_queue_type, ..VhostMetadata::default() });
+        let settled = |mut declaration: Declaration| {
+            vhost.settle_type(&mut declaration);
+            declaration.arguments.contains_key("x-queue-type")
+        };
+        let durable = Declaration { durable: true, ..declaration() };
+        assert!(settled(durable.clone()) && !settled(declaration()));
+        assert!(!settled(Declaration { auto_delete: true, ..durable.clone() }));
+        assert!(!settled(Declaration { owner: Some(ConnectionId(1)), ..durable }));
+    }
+
+    #[test]
+    fn a_deleted_vhost_holds_nothing() {
+        let vhost = Vhost::new("/", Services::for_test());
+        let drive = &mut Drive::default();
+        vhost.declare_queue("q", ConnectionId(1), declaration(), drive).expect("a queue");
+        vhost.delete_contents(drive);
+        assert!(vhost.queue("q").is_err());
+        vhost.declare_queue("q", ConnectionId(1), declaration(), drive).expect("nobody is told");
+        assert!(vhost.queue("q").is_err(), "but nobody else finds it");
     }
 
     #[test]

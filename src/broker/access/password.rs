@@ -16,8 +16,8 @@ const PASSES: u32 = 2;
 
 /// The most that an imported hash may cost: it is worked out when the user logs in.
 const MEMORY_KIB_MAX: u32 = 64 * 1024;
-const PASSES_MAX: u32 = 10;
-const BCRYPT_COST_MAX: u32 = 13;
+const PASSES_MAX: u32 = 4;
+const BCRYPT_COST_MAX: u32 = 12;
 
 /// The algorithm of definitions that name none, and of users without a password.
 pub(super) const DEFAULT_ALGORITHM: &str = "rabbit_password_hashing_sha256";
