@@ -30,8 +30,6 @@ use crate::routing::{
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
 
-const QUEUE_TYPE: &str = "x-queue-type";
-
 /// Names of reply queues begin with this. In RabbitMQ these are none, so no policy is for them.
 const REPLIES: &str = "amq.rabbitmq.reply-to.";
 
@@ -210,20 +208,6 @@ impl Vhost {
         }
     }
 
-    /// The declaration with the vhost's default queue type, if it names none. One that does not
-    /// suit the type stays classic (RabbitMQ 4).
-    pub(crate) fn with_default_type(&self, mut declaration: Declaration) -> Declaration {
-        let suits_quorum =
-            declaration.durable && declaration.owner.is_none() && !declaration.auto_delete;
-        let asks_for_type = declaration.arguments.inner().contains_key(QUEUE_TYPE);
-        let default = self.settings.read().0.default_queue_type.as_deref() == Some("quorum");
-        if default && suits_quorum && !asks_for_type {
-            let quorum = AMQPValue::LongString("quorum".into());
-            declaration.arguments.insert(QUEUE_TYPE.into(), quorum);
-        }
-        declaration
-    }
-
     /// queue.declare, not passive; see [`Vhost::name_to_declare`].
     pub(crate) fn declare_queue(
         &self,
@@ -232,7 +216,7 @@ impl Vhost {
         mut declaration: Declaration,
         drive: &mut Drive,
     ) -> Result<Arc<QueueCell>, AmqpError> {
-        self.settle_type(&mut declaration);
+        self.settle_type(name, &mut declaration);
         loop {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
@@ -273,11 +257,12 @@ impl Vhost {
 
     /// A queue without a type is of the vhost's default type, if that can be what is declared;
     /// otherwise it is classic (RabbitMQ 3.11 and later).
-    fn settle_type(&self, declaration: &mut Declaration) {
+    fn settle_type(&self, name: &str, declaration: &mut Declaration) {
         const TYPE: &str = "x-queue-type";
         let lasting =
             declaration.durable && !declaration.auto_delete && declaration.owner.is_none();
-        if !lasting || declaration.arguments.contains_key(TYPE) {
+        // Names from the broker are for classic queues.
+        if !lasting || name.starts_with(RESERVED) || declaration.arguments.contains_key(TYPE) {
             return;
         }
         let default = self.settings.read().0.default_queue_type.clone();
@@ -474,7 +459,7 @@ mod tests {
         let default_queue_type = Some("quorum".to_owned());
         vhost.set_metadata(VhostMetadata { default_queue_type, ..VhostMetadata::default() });
         let settled = |mut declaration: Declaration| {
-            vhost.settle_type(&mut declaration);
+            vhost.settle_type("q", &mut declaration);
             declaration.arguments.contains_key("x-queue-type")
         };
         let durable = Declaration { durable: true, ..declaration() };

@@ -196,7 +196,6 @@ impl Connection {
                 owner: declare.exclusive.then_some(self.id()),
                 arguments: declare.arguments.clone(),
             };
-            let declaration = self.vhost().with_default_type(declaration);
             self.vhost().declare_queue(&name, self.id(), declaration, &mut worker.drive)?
         };
         if cell.declaration.owner == Some(self.id()) {
