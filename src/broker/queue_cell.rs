@@ -104,7 +104,7 @@ struct State {
     /// Where it stands among the deadlines.
     deadline: Option<Millis>,
     /// Deliveries without a consumer, while there is a consumer timeout.
-    strays: Vec<timing::Stray>,
+    strays: timing::Strays,
 }
 
 /// See the module's description.
@@ -175,7 +175,7 @@ impl QueueCell {
             pacing: Pacing::default(),
             used_at: Millis::default(),
             deadline: None,
-            strays: Vec::new(),
+            strays: timing::Strays::default(),
         };
         Self {
             id,

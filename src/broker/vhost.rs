@@ -22,7 +22,7 @@ use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
 use super::{Services, token};
 use crate::codec::method::{AMQPValue, FieldTable};
 use crate::error::{AmqpError, ReplyCode};
-use crate::queue::{Kind, check_arguments, check_equivalence};
+use crate::queue::{Kind, check_arguments, check_equivalence, check_kind};
 use crate::routing::{
     Destination, ExchangeKind, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology,
 };
@@ -234,18 +234,19 @@ impl Vhost {
     /// Checks what a new queue is declared with, and finds its type.
     fn check_new(&self, name: &str, declaration: &mut Declaration) -> Result<(), AmqpError> {
         let queue = self.describe_queue(name);
+        // No client gives out such a name.
+        let is_ours = name.starts_with(RESERVED);
+        if is_ours && check_kind(&declaration.arguments, &queue)? == Kind::Quorum {
+            let module = Kind::Quorum.module();
+            let text = format!("Cannot declare a server-named queue for type {module}");
+            return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
+        }
         declaration.kind = check_arguments(&declaration.arguments, &queue)?;
         if declaration.kind == Kind::Quorum {
-            // No client gives out such a name.
-            if name.starts_with(RESERVED) {
-                let module = declaration.kind.module();
-                let text = format!("Cannot declare a server-named queue for type {module}");
-                return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
-            }
             let refused = [
-                (!declaration.durable, "non-durable"),
-                (declaration.owner.is_some(), "exclusive-owner"),
                 (declaration.auto_delete, "auto-delete"),
+                (declaration.owner.is_some(), "exclusive-owner"),
+                (!declaration.durable, "non-durable"),
             ];
             if let Some((_, property)) = refused.iter().find(|(refused, _)| *refused) {
                 let text = format!("invalid property '{property}' for {queue}");

@@ -184,7 +184,9 @@ impl Connection {
             // Anyone may ask whether a requester is still there.
             self.vhost().queue(&name)?
         } else if declare.passive {
-            self.vhost().queue_for(&name, self.id())?
+            let cell = self.vhost().queue_for(&name, self.id())?;
+            cell.touch(&mut worker.drive);
+            cell
         } else {
             let name = self.vhost().name_to_declare(&name)?;
             self.check_declare_queue(&name, &declare.arguments)?;

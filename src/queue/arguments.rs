@@ -193,11 +193,11 @@ pub(crate) fn check_equivalence(
     received: &FieldTable,
     queue: &str,
 ) -> Result<(), AmqpError> {
-    let classic = AMQPValue::LongString("classic".into());
     for (name, _) in KNOWN {
-        let default = (name == "x-queue-type").then_some(&classic);
-        let now = find(current, name).or(default);
-        let asked = find(received, name).or(default);
+        let (now, asked) = (find(current, name), find(received, name));
+        if name == "x-queue-type" && is_classic(now) && is_classic(asked) {
+            continue;
+        }
         let text = match (now, asked) {
             (None, None) => continue,
             (Some(now), Some(asked)) if is_equivalent(now, asked) => continue,
@@ -211,6 +211,15 @@ pub(crate) fn check_equivalence(
         return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
     }
     Ok(())
+}
+
+/// A queue without a type is classic.
+fn is_classic(kind: Option<&AMQPValue>) -> bool {
+    match kind {
+        None => true,
+        Some(AMQPValue::LongString(kind)) => kind.as_bytes() == b"classic",
+        Some(_) => false,
+    }
 }
 
 fn is_equivalent(a: &AMQPValue, b: &AMQPValue) -> bool {

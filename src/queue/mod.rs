@@ -28,7 +28,7 @@ mod unacked;
 #[cfg(test)]
 mod model_tests;
 
-pub(crate) use arguments::{check_arguments, check_equivalence};
+pub(crate) use arguments::{check_arguments, check_equivalence, check_kind};
 pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;

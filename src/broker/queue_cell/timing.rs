@@ -7,20 +7,36 @@
 use std::sync::{Arc, Weak};
 use std::task::Waker;
 
+use rustc_hash::FxHashMap;
+
 use super::{DeleteIf, QueueCell, State, no_content};
 use crate::broker::deadlines::Timed;
 use crate::broker::drive::Drive;
 use crate::broker::outbox::{Outbox, Subscriber};
 use crate::clock::Millis;
 use crate::error::{AmqpError, ReplyCode};
-use crate::queue::{ConsumerKey, Got, Overdue, Slot};
+use crate::queue::{ConsumerKey, Got, Overdue, Queue, Slot};
 
-/// A delivery to somebody who is no consumer of the queue, or not any more.
-#[derive(Debug)]
-pub(super) struct Stray {
-    slot: Slot,
-    outbox: Weak<Outbox>,
-    channel: u16,
+/// Strays are looked through for settled ones when there are this many more than last time.
+const STRAYS_MARGIN: usize = 1024;
+
+/// Deliveries to those who are no consumers of the queue, or not any more, and who has them.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    holders: FxHashMap<Slot, (Weak<Outbox>, u16)>,
+    /// How many were left when they were last looked through.
+    kept: usize,
+}
+
+impl Strays {
+    fn add(&mut self, queue: &Queue, slots: &[Slot], outbox: &Arc<Outbox>, channel: u16) {
+        if self.holders.len() > 2 * self.kept + STRAYS_MARGIN {
+            self.holders.retain(|slot, _| queue.holds(*slot));
+            self.kept = self.holders.len();
+        }
+        let holder = (Arc::downgrade(outbox), channel);
+        self.holders.extend(slots.iter().map(|slot| (*slot, holder.clone())));
+    }
 }
 
 impl State {
@@ -43,16 +59,15 @@ impl State {
         if let Some(slot) = got.slot
             && self.times_deliveries()
         {
-            self.strays.push(Stray { slot, outbox: Arc::downgrade(outbox), channel });
+            self.strays.add(&self.queue, &[slot], outbox, channel);
         }
     }
 
     /// Notes who holds the messages of a consumer that is gone.
     pub(super) fn keep_strays(&mut self, key: ConsumerKey, subscriber: &Subscriber) {
         if self.times_deliveries() {
-            let (outbox, channel) = (Arc::downgrade(&subscriber.outbox), subscriber.channel);
-            let held = self.queue.held_by(key);
-            self.strays.extend(held.map(|slot| Stray { slot, outbox: outbox.clone(), channel }));
+            let held: Vec<Slot> = self.queue.held_by(key).collect();
+            self.strays.add(&self.queue, &held, &subscriber.outbox, subscriber.channel);
         }
     }
 }
@@ -94,7 +109,13 @@ impl QueueCell {
             return false;
         }
         let mut is_done = false;
+        let mut closed = Vec::new();
         for Overdue { slot, consumer } in std::mem::take(&mut drive.effects.overdue) {
+            let is_closed = consumer.is_some_and(|key| closed.contains(&key));
+            // It may have come back with another of its consumer.
+            if is_closed || !state.queue.holds(slot) {
+                continue;
+            }
             let found = consumer.and_then(|key| {
                 let subscriber = state.subscribers.get(key.index as usize)?.as_ref()?;
                 state.queue.is_consumer(key).then_some((key, subscriber))
@@ -107,21 +128,20 @@ impl QueueCell {
                     gone.outbox.lose_consumer((gone.channel, gone.tag), &mut drive.wakes);
                     is_done |= self.is_done_with(state);
                 }
-                Some((_, subscriber)) => {
+                Some((key, subscriber)) => {
+                    closed.push(key);
                     let error = timed_out(state, subscriber.channel);
                     subscriber.outbox.close_channel(subscriber.channel, &error, &mut drive.wakes);
                 }
                 None => self.end_stray(state, slot, drive),
             }
         }
-        state.strays.retain(|stray| state.queue.holds(stray.slot));
         is_done
     }
 
     fn end_stray(&self, state: &mut State, slot: Slot, drive: &mut Drive) {
-        let stray = state.strays.iter().find(|stray| stray.slot == slot);
-        let outbox = stray.and_then(|stray| Some((stray.outbox.upgrade()?, stray.channel)));
-        match outbox {
+        let holder = state.strays.holders.get(&slot);
+        match holder.and_then(|(outbox, channel)| Some((outbox.upgrade()?, *channel))) {
             Some((outbox, channel)) => {
                 let error = timed_out(state, channel);
                 outbox.close_channel(channel, &error, &mut drive.wakes);
