@@ -14,7 +14,6 @@ use bytes::Bytes;
 use super::batch::{Batch, OwnedMessage, Span, Staged};
 use super::death::{self, Death};
 use super::{QueueCell, Vhost};
-use crate::clock::Millis;
 use crate::codec::hot::{HEADER_FIXED, split_address};
 use crate::codec::properties::Properties;
 use crate::queue::{Body, Content, Reason, Settings};
@@ -135,7 +134,7 @@ impl Undertaker {
             let Some(vhost) = burial.source.vhost() else { continue };
             let mut template = None;
             for letter in &burial.letters {
-                self.stage(&vhost, &burial, letter, &mut arena, &mut template, drive.now);
+                self.stage(&vhost, &burial, letter, &mut arena, &mut template, drive);
                 if self.batch.work() >= BATCH_MAX {
                     self.commit(&arena, drive);
                 }
@@ -163,7 +162,7 @@ impl Undertaker {
         letter: &Letter,
         arena: &mut Vec<u8>,
         template: &mut Option<Template>,
-        now: Millis,
+        drive: &mut Drive,
     ) {
         let old_header = &arena[letter.header.range()];
         let is_like = |template: &Template| {
@@ -173,7 +172,7 @@ impl Undertaker {
                 && template.generation == vhost.generation()
         };
         if !template.as_ref().is_some_and(is_like) {
-            *template = self.template(vhost, burial, letter, arena, now);
+            *template = self.template(vhost, burial, letter, arena, drive);
         }
         let Some(made) = template else { return };
         let size: [u8; 8] = body_size(old_header);
@@ -203,14 +202,14 @@ impl Undertaker {
         burial: &Burial,
         letter: &Letter,
         arena: &[u8],
-        now: Millis,
+        drive: &mut Drive,
     ) -> Option<Template> {
         let old_address = &arena[letter.address.range()];
         let old_header = &arena[letter.header.range()];
         let death = Death {
             queue: burial.source.name(),
             reason: letter.reason,
-            time_s: now.0 / 1000,
+            time_s: drive.now.0 / 1000,
             has_key: burial.routing_key.is_some(),
         };
         let header = death::header(old_header, old_address, &death);
@@ -231,11 +230,16 @@ impl Undertaker {
         if burial.routing_key.is_none() {
             keys.extend(death::carbon_copies(headers));
         }
-        let mut targets = vhost.route_dead_letter(exchange, &keys, headers, &mut self.routed);
+        let body = match &letter.body {
+            LetterBody::Inline(body) => Body::Inline(&arena[body.range()]),
+            LetterBody::Shared(body) => Body::Shared(body),
+        };
+        let content = Content { address: &address, header: &header, body };
+        let mut targets = vhost.route_dead_letter(&keys, &content, drive, &mut self.routed);
         if letter.reason != Reason::Rejected {
             targets.retain(|target| !death::is_cycle(headers, target.name()));
         }
-        let generation = if self.routed.depends_on_headers { NEVER } else { generation };
+        let generation = if self.routed.depends_on_message { NEVER } else { generation };
         Some(Template {
             old_address: old_address.to_vec(),
             old_properties: old_header[HEADER_FIXED..].to_vec(),

@@ -12,20 +12,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::access::{Occupancy, VhostDefinition, VhostLimits, VhostMetadata};
 use super::drive::Drive;
+use super::exchange_memory::ExchangeMemory;
 use super::outbox::ConnectionId;
 use super::policy::Policies;
-use super::queue_cell::{Declaration, DeleteIf, Kept, QueueCell};
+use super::queue_cell::{self, Declaration, DeleteIf, QueueCell};
 use super::{Services, token};
 use crate::codec::method::{AMQPValue, FieldTable};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::{Kind, check_arguments, check_equivalence, check_kind};
-use crate::routing::{
-    Destination, ExchangeKind, ExchangeSpec, Origin, QueueId, RouteError, Routed, Topology,
-};
+use crate::routing::{Destination, ExchangeKind, ExchangeSpec, QueueId, Topology};
 
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
@@ -37,7 +36,7 @@ const REPLIES: &str = "amq.rabbitmq.reply-to.";
 #[derive(Debug)]
 pub struct Vhost {
     name: Box<str>,
-    topology: RwLock<Topology>,
+    pub(super) topology: RwLock<Topology>,
     policies: RwLock<Policies>,
     /// Rises with each change of the topology; cached routes are good for one generation.
     generation: AtomicU64,
@@ -45,6 +44,8 @@ pub struct Vhost {
     services: Arc<Services>,
     settings: RwLock<(VhostMetadata, VhostLimits)>,
     pub(crate) occupancy: Arc<Occupancy>,
+    /// What exchanges keep of messages.
+    pub(super) kept: ExchangeMemory,
     /// Itself, for its queues.
     this: Weak<Self>,
 }
@@ -60,9 +61,10 @@ impl Vhost {
             policies: RwLock::default(),
             generation: AtomicU64::new(1),
             queues: DashMap::new(),
-            services,
             settings: RwLock::default(),
             occupancy: Arc::default(),
+            kept: ExchangeMemory::new(this.clone(), services.clone()),
+            services,
             this: this.clone(),
         })
     }
@@ -101,10 +103,12 @@ impl Vhost {
             self.queues.remove(&cell.id());
         }
         *topology = Topology::new(&self.name);
-        self.changed();
+        let forgotten = self.kept.forget_all();
+        self.unlock_changed(topology);
+        drop(forgotten);
     }
 
-    /// See [`Vhost::route`]: what is known of routes holds while this does not change.
+    /// See `Vhost::route`: what is known of routes holds while this does not change.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -114,37 +118,9 @@ impl Vhost {
         format!("queue '{name}' in vhost '{}'", self.name)
     }
 
-    /// Finds the queues for a message.
-    pub(crate) fn route(
-        &self,
-        exchange: &[u8],
-        keys: &[&[u8]],
-        headers: Option<&[u8]>,
-        routed: &mut Routed,
-    ) -> Result<Vec<Arc<QueueCell>>, AmqpError> {
-        let topology = self.topology.read();
-        topology
-            .route_keys(exchange, keys, headers, Origin::Client, routed)
-            .map_err(|error: RouteError| error.to_amqp(exchange, &self.name))?;
-        let cells = routed.queues.iter().filter_map(|id| self.queues.get(id));
-        Ok(cells.map(|cell| cell.clone()).collect())
-    }
-
-    /// Finds the queues for a dead letter. An exchange that is not there leads nowhere (RabbitMQ).
-    pub(super) fn route_dead_letter(
-        &self,
-        exchange: &[u8],
-        keys: &[&[u8]],
-        headers: &[u8],
-        routed: &mut Routed,
-    ) -> Vec<Arc<QueueCell>> {
-        let topology = self.topology.read();
-        let found = topology.route_keys(exchange, keys, Some(headers), Origin::Broker, routed);
-        if found.is_err() {
-            return Vec::new();
-        }
-        let cells = routed.queues.iter().filter_map(|id| self.queues.get(id));
-        cells.map(|cell| cell.clone()).collect()
+    /// The queue with this number.
+    pub(super) fn cell(&self, id: QueueId) -> Option<Arc<QueueCell>> {
+        self.queues.get(&id).map(|cell| cell.clone())
     }
 
     /// The queue of this name, or RabbitMQ's 404.
@@ -329,7 +305,7 @@ impl Vhost {
         cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);
-        self.changed();
+        self.unlock_changed(topology);
         Some(cell)
     }
 
@@ -343,16 +319,16 @@ impl Vhost {
         let mut topology = self.topology.write();
         let count = match cell.delete(condition, drive) {
             Ok(count) => count,
-            Err(Kept::Gone) => return Ok(0),
+            Err(queue_cell::Kept::Gone) => return Ok(0),
             Err(kept) => {
-                let why = if kept == Kept::InUse { "in use" } else { "not empty" };
+                let why = if kept == queue_cell::Kept::InUse { "in use" } else { "not empty" };
                 let text = format!("{} {why}", self.describe_queue(cell.name()));
                 return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
             }
         };
         topology.remove_queue(cell.id());
         self.queues.remove(&cell.id());
-        self.changed();
+        self.unlock_changed(topology);
         Ok(count)
     }
 
@@ -363,7 +339,25 @@ impl Vhost {
     ) -> Result<(), AmqpError> {
         let mut topology = self.topology.write();
         if change(&mut topology)? {
+            self.unlock_changed(topology);
+        }
+        Ok(())
+    }
+
+    /// queue.bind and exchange.bind. What is bound to a recent-history exchange gets the latest
+    /// messages at once.
+    pub(crate) fn bind(
+        &self,
+        source: &str,
+        destination: Destination<'_>,
+        key: &[u8],
+        arguments: &FieldTable,
+        drive: &mut Drive,
+    ) -> Result<(), AmqpError> {
+        let mut topology = self.topology.write();
+        if topology.bind(source, destination, key, arguments)? {
             self.changed();
+            self.replay(&topology, source, destination, drive);
         }
         Ok(())
     }
@@ -420,8 +414,18 @@ impl Vhost {
         self.topology.read().is_bound(source, destination, key, arguments)
     }
 
+    /// Makes a change known.
     fn changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Makes a change known by which exchanges may be gone. What was kept for them is freed when
+    /// the topology is unlocked.
+    fn unlock_changed(&self, mut topology: RwLockWriteGuard<'_, Topology>) {
+        self.changed();
+        let forgotten = self.kept.forget(&topology.take_forgotten());
+        drop(topology);
+        drop(forgotten);
     }
 }
 

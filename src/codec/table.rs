@@ -5,6 +5,7 @@
 //! decoded arguments. Tables come from the network: nothing here panics, recurses deeper than
 //! [`DEPTH_MAX`] or trusts a length. It must not know which keys mean something.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
 
 use amq_protocol::types::{AMQPValue, FieldTable};
@@ -92,6 +93,32 @@ impl<'a> Value<'a> {
             Self::U32(n) => Some(n.into()),
             Self::I64(n) => Some(n),
             _ => None,
+        }
+    }
+
+    /// Bytes that are the same for equal values: integers of all types are compared by their value
+    /// (clients choose the type by size), everything else also by its type.
+    pub fn identity(&self) -> Cow<'a, [u8]> {
+        if let Self::LongString(text) = *self {
+            return Cow::Borrowed(text);
+        }
+        // Texts that begin with a zero byte and a letter are not worth telling apart.
+        let tagged = |letter: u8, bytes: &[u8]| Cow::Owned([&[0, letter], bytes].concat());
+        match *self {
+            Self::F32(n) => tagged(b'd', &f64::from(n).to_be_bytes()),
+            Self::F64(n) => tagged(b'd', &n.to_be_bytes()),
+            Self::Bool(flag) => tagged(b't', &[u8::from(flag)]),
+            Self::Decimal { scale, value } => {
+                tagged(b'D', &[&[scale][..], &value.to_be_bytes()].concat())
+            }
+            Self::Timestamp(n) => tagged(b'T', &n.to_be_bytes()),
+            Self::Array(bytes) => tagged(b'A', bytes),
+            Self::Table(bytes) => tagged(b'F', bytes),
+            Self::Bytes(bytes) => tagged(b'x', bytes),
+            _ => match self.as_integer() {
+                Some(n) => tagged(b'l', &n.to_be_bytes()),
+                None => tagged(b'V', &[]),
+            },
         }
     }
 
@@ -609,6 +636,25 @@ mod tests {
         }
         assert_eq!(check(&deep, DEPTH_MAX), Err(TableError::TooDeep));
         assert!(!same(&Value::Table(&deep), &Value::Table(&deep)));
+    }
+
+    #[test]
+    fn equal_values_have_one_identity() {
+        assert_eq!(Value::I8(-5).identity(), Value::I64(-5).identity());
+        assert_eq!(Value::F32(0.5).identity(), Value::F64(0.5).identity());
+        assert_eq!(&*Value::LongString(b"5").identity(), b"5");
+        let different = [
+            Value::I64(5),
+            Value::LongString(b"5"),
+            Value::F64(5.0),
+            Value::Bytes(b"5"),
+            Value::Timestamp(5),
+            Value::Bool(true),
+            Value::Void,
+        ];
+        let identities: std::collections::BTreeSet<_> =
+            different.iter().map(Value::identity).collect();
+        assert_eq!(identities.len(), different.len());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::broker::{Memory, OwnedMessage, Span, Staged, Unfinished};
 use crate::codec::frame::{Frame, FrameKind};
-use crate::codec::hot::ContentHeader;
+use crate::codec::hot::{self, ContentHeader};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::SHARED_BODY_MIN;
 
@@ -199,9 +199,9 @@ impl Received {
 }
 
 impl Message {
-    /// Exchange and routing key as on the wire.
-    pub(super) fn address<'a>(&'a self, buffer: &'a [u8]) -> &'a [u8] {
-        self.address.bytes(buffer)
+    /// The exchange that it was published to.
+    pub(super) fn exchange<'a>(&'a self, buffer: &'a [u8]) -> &'a [u8] {
+        hot::split_address(self.address.bytes(buffer)).0
     }
 
     /// The payload of the content header frame.

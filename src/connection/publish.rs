@@ -9,9 +9,9 @@ use rustc_hash::FxHashMap;
 
 use super::channel::{Confirms, Mode};
 use super::content::{Incoming, Message};
-use super::transaction::Pending;
+use super::transaction::{Pending, PendingKept};
 use super::{Connection, Worker};
-use crate::broker::{QueueCell, Right, Span, Staged};
+use crate::broker::{Drive, QueueCell, Right, Span, Staged};
 use crate::codec::encode;
 use crate::codec::frame::Frame;
 use crate::codec::hot::{self, Publish};
@@ -79,6 +79,12 @@ impl Routes {
         !self.routes[route].is_empty()
     }
 
+    /// What exchanges want kept of the message that was routed last.
+    fn kept(&self, route: usize, more_keys: Vec<Vec<u8>>) -> Option<Box<PendingKept>> {
+        let kept = (route == UNCACHED && !self.routed.kept.is_empty()).then(|| &self.routed.kept);
+        kept.map(|kept| Box::new(PendingKept { kept: kept.clone(), more_keys }))
+    }
+
     fn clear(&mut self) {
         self.by_address.clear();
         self.routes.truncate(1);
@@ -92,7 +98,7 @@ impl Routes {
             self.clear();
             self.routes[UNCACHED] = route;
         }
-        if self.routed.depends_on_headers {
+        if self.routed.depends_on_message {
             self.by_address.insert(address.into(), UNCACHED);
             return UNCACHED;
         }
@@ -167,18 +173,24 @@ impl Connection {
             Vec::new()
         } else {
             // Before anything about the message itself (RabbitMQ).
-            self.check_publish(hot::split_address(message.address(buffer)).0)?;
+            self.check_publish(message.exchange(buffer))?;
             self.check_special(number, &mut message, buffer)?
         };
-        let route = self.route(number, &message, &more_keys, buffer)?;
         let mandatory = message.mandatory;
-        let channel = self.channels[usize::from(number)].as_mut().expect("content is due");
-        if let Mode::Transactional(transaction) = &mut channel.mode {
-            let queues = self.routes.routes[route].clone();
+        if matches!(self.channel(number).mode, Mode::Transactional(_)) {
             let message = message.into_owned(buffer);
-            return transaction.publish(Pending { message, mandatory, queues });
+            let route = self.route(number, &message.content(), &more_keys, &mut worker.drive)?;
+            let queues = self.routes.routes[route].clone();
+            let kept = self.routes.kept(route, more_keys);
+            return self.transaction_mut(number)?.publish(Pending {
+                message,
+                mandatory,
+                queues,
+                kept,
+            });
         }
         let staged = message.into_staged(buffer, self.broker.memory());
+        let route = self.route(number, &staged.content(buffer), &more_keys, &mut worker.drive)?;
         if mandatory && self.routes.routes[route].is_empty() {
             self.send_return(number, &staged.content(buffer), worker);
         }
@@ -283,20 +295,19 @@ impl Connection {
     fn route(
         &mut self,
         number: u16,
-        message: &Message,
+        content: &Content<'_>,
         more_keys: &[Vec<u8>],
-        buffer: &[u8],
+        drive: &mut Drive,
     ) -> Result<usize, AmqpError> {
         if !more_keys.is_empty() {
-            return self.route_once(message, more_keys, buffer);
+            return self.route_once(number, content, more_keys, drive);
         }
-        let address = message.address(buffer);
-        let route = match self.routes.by_address.get(address) {
-            Some(&UNCACHED) => return self.route_once(message, &[], buffer),
+        let route = match self.routes.by_address.get(content.address) {
+            Some(&UNCACHED) => return self.route_once(number, content, &[], drive),
             Some(route) => *route,
             None => {
-                self.route_once(message, &[], buffer)?;
-                self.routes.keep_last(address)
+                self.route_once(number, content, &[], drive)?;
+                self.routes.keep_last(content.address)
             }
         };
         if route != UNCACHED {
@@ -306,22 +317,25 @@ impl Connection {
         Ok(route)
     }
 
-    /// Asks the topology, with all of the message's routing keys and its headers.
+    /// Asks the topology, with all of the message's routing keys and its properties.
     fn route_once(
         &mut self,
-        message: &Message,
+        number: u16,
+        content: &Content<'_>,
         more_keys: &[Vec<u8>],
-        buffer: &[u8],
+        drive: &mut Drive,
     ) -> Result<usize, AmqpError> {
-        let (exchange, key) = hot::split_address(message.address(buffer));
+        let (exchange, key) = hot::split_address(content.address);
         self.check_publish(exchange)?;
-        let headers = Properties::of_header(message.header(buffer)).headers();
         let mut keys = vec![key];
         keys.extend(more_keys.iter().map(Vec::as_slice));
+        // Before routing, for exchanges keep what they route.
+        self.check_topic(Right::Write, exchange, &keys)?;
+        let in_transaction = matches!(self.channel(number).mode, Mode::Transactional(_));
         let vhost = self.vhost.as_ref().expect("an open connection has a vhost");
         let routed = &mut self.routes.routed;
-        self.routes.routes[UNCACHED] = vhost.route(exchange, &keys, headers, routed)?;
-        self.check_topic(Right::Write, exchange, &keys)?;
+        self.routes.routes[UNCACHED] =
+            vhost.route(&keys, content, in_transaction, drive, routed)?;
         Ok(UNCACHED)
     }
 

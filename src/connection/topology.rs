@@ -44,7 +44,8 @@ impl Connection {
                 let key = bind.routing_key.as_str();
                 let to = Destination::Exchange(&destination);
                 self.check_binding(&source, to, key)?;
-                self.bind(&source, to, key, &bind.arguments)?;
+                let key = key.as_bytes();
+                self.vhost().bind(&source, to, key, &bind.arguments, &mut worker.drive)?;
                 (bind.nowait, Method::BindOk(exchange::BindOk {}))
             }
             Method::Unbind(unbind) => {
@@ -69,13 +70,8 @@ impl Connection {
         if declare.passive {
             return self.vhost().check_exchange(&name);
         }
-        let kind = declare.kind.as_str();
-        let Some(kind) = ExchangeKind::parse(kind) else {
-            let text = format!("unknown exchange type '{kind}'");
-            return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
-        };
         let spec = ExchangeSpec {
-            kind,
+            kind: ExchangeKind::named(declare.kind.as_str())?,
             durable: declare.durable,
             auto_delete: declare.auto_delete,
             internal: declare.internal,
@@ -83,19 +79,6 @@ impl Connection {
         };
         self.check_declare_exchange(&name, spec.alternate())?;
         self.vhost().declare_exchange(&name, spec)
-    }
-
-    fn bind(
-        &self,
-        source: &str,
-        destination: Destination<'_>,
-        key: &str,
-        arguments: &FieldTable,
-    ) -> Result<(), AmqpError> {
-        let bind = |topology: &mut crate::routing::Topology| {
-            topology.bind(source, destination, key.as_bytes(), arguments)
-        };
-        self.vhost().change(bind)
     }
 
     fn unbind(
@@ -132,7 +115,8 @@ impl Connection {
                 let to = Destination::Queue(&name);
                 self.check_binding(&source, to, &key)?;
                 self.vhost().check_bind_queue(&source, &name, self.id())?;
-                self.bind(&source, to, &key, &bind.arguments)?;
+                let key = key.as_bytes();
+                self.vhost().bind(&source, to, key, &bind.arguments, &mut worker.drive)?;
                 (bind.nowait, Method::BindOk(queue::BindOk {}))
             }
             Method::Unbind(unbind) => {

@@ -8,8 +8,10 @@ use std::sync::Arc;
 use super::settle::Settled;
 use super::{Connection, Worker};
 use crate::broker::{Memory, OwnedMessage, QueueCell, Staged, Unfinished};
+use crate::codec::hot;
 use crate::codec::method::{AMQPClass, tx};
 use crate::error::{AmqpError, ReplyCode};
+use crate::routing::Kept;
 
 use super::channel::Mode;
 
@@ -20,6 +22,16 @@ pub(super) struct Pending {
     pub(super) mandatory: bool,
     /// Where it was routed when it was published, as RabbitMQ does it.
     pub(super) queues: Vec<Arc<QueueCell>>,
+    /// What exchanges on its way want kept, once it is committed.
+    pub(super) kept: Option<Box<PendingKept>>,
+}
+
+/// See [`Pending`].
+#[derive(Debug)]
+pub(super) struct PendingKept {
+    pub(super) kept: Vec<Kept>,
+    /// The routing keys besides the one in the message's address.
+    pub(super) more_keys: Vec<Vec<u8>>,
 }
 
 /// See the module's description.
@@ -105,13 +117,26 @@ impl Connection {
     }
 
     fn take_transaction(&mut self, number: u16) -> Result<(Vec<Pending>, Vec<Settled>), AmqpError> {
+        self.transaction_mut(number).map(Transaction::take)
+    }
+
+    /// The transaction of a channel that has one.
+    pub(super) fn transaction_mut(&mut self, number: u16) -> Result<&mut Transaction, AmqpError> {
         match &mut self.channel_mut(number).mode {
-            Mode::Transactional(transaction) => Ok(transaction.take()),
+            Mode::Transactional(transaction) => Ok(transaction),
             _ => {
                 let text = "channel is not transactional";
                 Err(AmqpError::new(ReplyCode::PreconditionFailed, text))
             }
         }
+    }
+
+    fn keep(&self, pending: &Pending, worker: &mut Worker) {
+        let Some(PendingKept { kept, more_keys }) = pending.kept.as_deref() else { return };
+        let content = pending.message.content();
+        let mut keys = vec![hot::split_address(content.address).1];
+        keys.extend(more_keys.iter().map(Vec::as_slice));
+        self.vhost().keep(kept, &content, &keys, &mut worker.drive);
     }
 
     fn commit_transaction(
@@ -120,14 +145,16 @@ impl Connection {
         (publishes, settled): (Vec<Pending>, Vec<Settled>),
         worker: &mut Worker,
     ) -> Result<(), AmqpError> {
-        for pending in publishes {
+        for mut pending in publishes {
+            pending.message = pending.message.counted(self.broker.memory());
+            self.keep(&pending, worker);
             if pending.queues.is_empty() {
                 if pending.mandatory {
                     self.send_return(number, &pending.message.content(), worker);
                 }
                 continue;
             }
-            let message = pending.message.counted(self.broker.memory());
+            let message = pending.message;
             let token = worker.batch.stage(Staged::Owned(Box::new(message)));
             for queue in &pending.queues {
                 worker.batch.enqueue(queue, token);

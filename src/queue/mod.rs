@@ -17,6 +17,7 @@
 
 mod arguments;
 mod consumers;
+mod dedup;
 mod effects;
 mod expiry;
 mod lane;
@@ -30,6 +31,7 @@ mod model_tests;
 
 pub(crate) use arguments::{check_arguments, check_equivalence, check_kind};
 pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
+pub(crate) use dedup::Dedup;
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;
 pub use segment::{Body, Content, SHARED_BODY_MIN};

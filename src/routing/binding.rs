@@ -13,7 +13,7 @@ use super::exchange::ExchangeSlot;
 use crate::codec::table;
 
 /// A binding's number; reused once the binding is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct BindingId(pub(crate) u32);
 
 impl BindingId {

@@ -13,20 +13,27 @@ mod binding;
 mod direct;
 mod exchange;
 mod headers;
+mod keeping;
+mod route;
+mod spec;
+mod spread;
 mod topic;
 
 use std::collections::HashMap;
 
 use amq_protocol::types::FieldTable;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use binding::{Binding, BindingId, Bindings, Identity};
-use direct::{Matches, Target};
-use exchange::{ExchangeSlot, Scratch};
+use direct::Target;
+use exchange::ExchangeSlot;
 
 use crate::error::{AmqpError, ReplyCode};
 
-pub use exchange::{Exchange, ExchangeKind, ExchangeSpec};
+pub use exchange::{Exchange, ExchangeId};
+pub use keeping::{Keep, Kept, Sighting, without_delay};
+pub use route::{IsDuplicate, Message, Origin, RouteError, Routed};
+pub use spec::{ExchangeKind, ExchangeSpec};
 
 /// A queue's number in the whole broker, never reused: a redeclared name is a new one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +85,14 @@ pub struct RemovedBinding {
     pub arguments: FieldTable,
 }
 
+impl RemovedBinding {
+    /// What it led to.
+    pub fn destination(&self) -> Destination<'_> {
+        let name = &self.destination;
+        if self.to_queue { Destination::Queue(name) } else { Destination::Exchange(name) }
+    }
+}
+
 /// What a deletion or an unbind took away, for those who keep definitions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Removed {
@@ -85,38 +100,6 @@ pub struct Removed {
     pub exchanges: Vec<(String, ExchangeSpec)>,
     /// The bindings that are gone, those of the exchanges above included.
     pub bindings: Vec<RemovedBinding>,
-}
-
-/// Who sends a message to an exchange.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// A client's `basic.publish`, to which internal exchanges are closed.
-    Client,
-    /// The broker itself: dead letters, traces.
-    Broker,
-}
-
-/// Why a message could not be routed at all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RouteError {
-    /// There is no such exchange.
-    NoExchange,
-    /// The exchange is internal.
-    Internal,
-}
-
-impl RouteError {
-    /// What the publishing client is told.
-    pub fn to_amqp(self, exchange: &[u8], vhost: &str) -> AmqpError {
-        let exchange = String::from_utf8_lossy(exchange);
-        match self {
-            Self::NoExchange => no_exchange(&exchange, vhost),
-            Self::Internal => AmqpError::new(
-                ReplyCode::AccessRefused,
-                format!("cannot publish to internal exchange '{exchange}' in vhost '{vhost}'"),
-            ),
-        }
-    }
 }
 
 fn no_exchange(name: &str, vhost: &str) -> AmqpError {
@@ -129,38 +112,6 @@ fn refuse_default(name: &str) -> Result<(), AmqpError> {
     }
     let text = "operation not permitted on the default exchange";
     Err(AmqpError::new(ReplyCode::AccessRefused, text))
-}
-
-/// Where a message goes, with the memory that finding it takes: kept and used again, it makes
-/// routing free of allocations.
-#[derive(Debug, Default)]
-pub struct Routed {
-    /// The queues, each once, in the order of their ids.
-    pub queues: Vec<QueueId>,
-    /// Whether a headers exchange was asked, so that another message with the same exchange and
-    /// key may go elsewhere.
-    pub depends_on_headers: bool,
-    matches: Matches,
-    scratch: Scratch,
-    pending: Vec<ExchangeSlot>,
-    visited: FxHashSet<ExchangeSlot>,
-}
-
-impl Routed {
-    fn clear(&mut self) {
-        self.queues.clear();
-        self.depends_on_headers = false;
-        self.pending.clear();
-        self.visited.clear();
-    }
-
-    /// Notes an exchange to go on with, unless the message has been there: bindings and
-    /// alternates between exchanges may run in circles.
-    fn visit(&mut self, exchange: ExchangeSlot) {
-        if self.visited.insert(exchange) {
-            self.pending.push(exchange);
-        }
-    }
 }
 
 #[derive(Debug)]
@@ -176,6 +127,10 @@ pub struct Topology {
     vhost: String,
     exchanges: Vec<Option<Exchange>>,
     free: Vec<ExchangeSlot>,
+    /// The number of the last exchange.
+    last_exchange: u64,
+    /// Exchanges that are gone and kept something.
+    forgotten: Vec<ExchangeId>,
     exchange_names: HashMap<Box<[u8]>, ExchangeSlot>,
     queue_names: HashMap<Box<[u8]>, QueueId>,
     queues: FxHashMap<QueueId, QueueEnd>,
@@ -190,6 +145,8 @@ impl Topology {
             vhost: vhost.to_owned(),
             exchanges: Vec::new(),
             free: Vec::new(),
+            last_exchange: 0,
+            forgotten: Vec::new(),
             exchange_names: HashMap::new(),
             queue_names: HashMap::new(),
             queues: FxHashMap::default(),
@@ -222,6 +179,12 @@ impl Topology {
         self.exchange_names.get(name.as_bytes()).map(|slot| self.at(*slot))
     }
 
+    /// Whether the exchange of this number is still there.
+    pub fn knows(&self, exchange: ExchangeId) -> bool {
+        let found = self.exchanges.get(exchange.slot.at()).and_then(Option::as_ref);
+        found.is_some_and(|found| found.id() == exchange)
+    }
+
     /// All exchanges, the default one included, in no particular order.
     pub fn exchanges(&self) -> impl Iterator<Item = &Exchange> {
         self.exchanges.iter().flatten()
@@ -251,7 +214,9 @@ impl Topology {
             let slot = u32::try_from(self.exchanges.len() - 1);
             ExchangeSlot(slot.expect("fewer than 2^32 exchanges"))
         });
-        self.exchanges[slot.at()] = Some(Exchange::new(name, spec));
+        self.last_exchange += 1;
+        let id = ExchangeId { slot, number: self.last_exchange };
+        self.exchanges[slot.at()] = Some(Exchange::new(id, name, spec));
         self.exchange_names.insert(name.as_bytes().into(), slot);
     }
 
@@ -319,6 +284,7 @@ impl Topology {
             let exchange = self.exchanges[slot.at()].take().expect("a named exchange exists");
             self.exchange_names.remove(exchange.name().as_bytes());
             self.free.push(slot);
+            self.forgotten.extend(exchange.keeping().map(|_| exchange.id()));
             removed.exchanges.push((exchange.name().to_owned(), exchange.spec().clone()));
         }
     }
@@ -327,6 +293,12 @@ impl Topology {
     fn is_spent(&self, slot: ExchangeSlot) -> bool {
         let exchange = self.at(slot);
         exchange.spec().auto_delete && !exchange.is_in_use()
+    }
+
+    /// The exchanges that are gone since this was last asked and that kept something of messages,
+    /// for whoever holds it.
+    pub fn take_forgotten(&mut self) -> Vec<ExchangeId> {
+        std::mem::take(&mut self.forgotten)
     }
 
     /// Makes a queue known: bound to the default exchange by its name.
@@ -378,16 +350,14 @@ impl Topology {
         refuse_default_ends(source, destination)?;
         let source = self.slot(source)?;
         let target = self.target(destination)?;
-        if self.at(source).spec().kind == ExchangeKind::Headers {
-            headers::check_arguments(arguments)?;
-        }
+        self.at(source).spec().check_binding(destination, key, arguments)?;
         let identity = Identity::new(source, target, key, arguments);
         if self.bindings.find(&identity).is_some() {
             return Ok(false);
         }
         let id = self.bindings.insert(identity, arguments);
         let exchange = self.at_mut(source);
-        exchange.index(id, target, key, arguments);
+        exchange.index(id, target, destination, key, arguments);
         let outgoing_at = append(&mut exchange.outgoing, id);
         let incoming_at = append(self.incoming_mut(target), id);
         let binding = self.bindings.at_mut(id);
@@ -443,16 +413,17 @@ impl Topology {
 
     /// Takes a binding out of everything that knows it; returns its source, which stays.
     fn remove_binding(&mut self, id: BindingId, removed: &mut Removed) -> ExchangeSlot {
-        removed.bindings.push(self.describe(id));
+        let gone = self.describe(id);
         let binding = self.bindings.remove(id);
         let source = self.at_mut(binding.source);
-        source.unindex(id, binding.target, &binding.key);
+        source.unindex(id, binding.target, gone.destination(), &binding.key);
         if let Some(moved) = take(&mut source.outgoing, binding.outgoing_at, id) {
             self.bindings.at_mut(moved).outgoing_at = binding.outgoing_at;
         }
         if let Some(moved) = take(self.incoming_mut(binding.target), binding.incoming_at, id) {
             self.bindings.at_mut(moved).incoming_at = binding.incoming_at;
         }
+        removed.bindings.push(gone);
         binding.source
     }
 
@@ -512,64 +483,6 @@ impl Topology {
         };
         let implicit = queue.map(|end| self.implicit(end));
         implicit.into_iter().chain(incoming.iter().map(|id| self.view(self.bindings.at(*id))))
-    }
-
-    /// Finds the queues for a client's message. `headers` are the contents of its headers table.
-    pub fn route(
-        &self,
-        exchange: &[u8],
-        key: &[u8],
-        headers: Option<&[u8]>,
-        routed: &mut Routed,
-    ) -> Result<(), RouteError> {
-        self.route_keys(exchange, &[key], headers, Origin::Client, routed)
-    }
-
-    /// Finds the queues for a message with several routing keys, as CC and BCC headers give it:
-    /// an alternate exchange is used only if none of them matches.
-    pub fn route_keys(
-        &self,
-        exchange: &[u8],
-        keys: &[&[u8]],
-        headers: Option<&[u8]>,
-        origin: Origin,
-        routed: &mut Routed,
-    ) -> Result<(), RouteError> {
-        routed.clear();
-        if exchange.is_empty() {
-            routed.queues.extend(keys.iter().filter_map(|key| self.queue(key)));
-        } else {
-            let slot = *self.exchange_names.get(exchange).ok_or(RouteError::NoExchange)?;
-            if origin == Origin::Client && self.at(slot).spec().internal {
-                return Err(RouteError::Internal);
-            }
-            routed.visit(slot);
-            while let Some(slot) = routed.pending.pop() {
-                self.pass(slot, keys, headers.unwrap_or_default(), routed);
-            }
-        }
-        routed.queues.sort_unstable();
-        routed.queues.dedup();
-        Ok(())
-    }
-
-    /// Takes the message through one exchange.
-    fn pass(&self, slot: ExchangeSlot, keys: &[&[u8]], headers: &[u8], routed: &mut Routed) {
-        let exchange = self.at(slot);
-        let mut matches = std::mem::take(&mut routed.matches);
-        matches.clear();
-        let asked_headers = exchange.find(keys, headers, &mut routed.scratch, &mut matches);
-        routed.depends_on_headers |= asked_headers;
-        if matches.len() == 0 {
-            // An alternate that is missing, or the default exchange, takes nothing in RabbitMQ:
-            // the latter has no bindings that a message could follow from another exchange.
-            let alternate = exchange.alternate().filter(|name| !name.is_empty());
-            let slot = alternate.and_then(|name| self.exchange_names.get(name.as_bytes()));
-            slot.into_iter().for_each(|slot| routed.visit(*slot));
-        }
-        routed.queues.append(&mut matches.queues);
-        matches.exchanges.iter().for_each(|slot| routed.visit(*slot));
-        routed.matches = matches;
     }
 }
 

@@ -6,7 +6,10 @@ use amq_protocol::types::AMQPValue;
 use proptest::prelude::*;
 
 use super::*;
+use crate::codec::properties::{HEADERS, Properties};
 use crate::codec::table;
+
+mod plugins;
 
 impl Topology {
     fn check_invariants(&self) {
@@ -61,9 +64,28 @@ fn with_alternate(alternate: &str) -> ExchangeSpec {
     ExchangeSpec { arguments, ..transient(ExchangeKind::Direct) }
 }
 
+/// Properties with these headers and no others, as they are on the wire.
+fn with_headers(headers: &FieldTable) -> Vec<u8> {
+    let table = table::encode(headers);
+    let len = u32::try_from(table.len()).unwrap().to_be_bytes();
+    [&HEADERS.to_be_bytes()[..], &len, &table].concat()
+}
+
+/// Routes a client's message with these properties, at exchanges that have seen nothing.
+fn route_with(
+    topology: &Topology,
+    exchange: &[u8],
+    keys: &[&[u8]],
+    properties: &[u8],
+    routed: &mut Routed,
+) -> Result<(), RouteError> {
+    let message = Message { keys, properties: Properties::new(properties) };
+    topology.route(exchange, &message, Origin::Client, &mut |_| false, routed)
+}
+
 fn route(topology: &Topology, exchange: &str, key: &str) -> Vec<u64> {
     let mut routed = Routed::default();
-    topology.route(exchange.as_bytes(), key.as_bytes(), None, &mut routed).unwrap();
+    route_with(topology, exchange.as_bytes(), &[key.as_bytes()], b"", &mut routed).unwrap();
     routed.queues.iter().map(|id| id.0).collect()
 }
 
@@ -136,13 +158,16 @@ fn predeclared_exchanges_are_guarded() {
     }
     assert_eq!(topology.exchanges().count(), 7);
     let mut routed = Routed::default();
-    let internal = topology.route(b"amq.rabbitmq.trace", b"", None, &mut routed).unwrap_err();
+    let internal =
+        route_with(&topology, b"amq.rabbitmq.trace", &[b""], b"", &mut routed).unwrap_err();
     assert_eq!(
         internal.to_amqp(b"amq.rabbitmq.trace", "/").reply_text(),
         "ACCESS_REFUSED - cannot publish to internal exchange 'amq.rabbitmq.trace' in vhost '/'"
     );
     let trace = b"amq.rabbitmq.trace";
-    assert_eq!(topology.route_keys(trace, &[b"a"], None, Origin::Broker, &mut routed), Ok(()));
+    let message = Message { keys: &[b"a"], properties: Properties::new(b"") };
+    let found = topology.route(trace, &message, Origin::Broker, &mut |_| false, &mut routed);
+    assert_eq!(found, Ok(()));
 }
 
 #[test]
@@ -164,7 +189,7 @@ fn missing_ends_are_named() {
     assert_eq!(topology.unbind("amq.topic", Destination::Queue("q1"), b"", &none()), unbound);
     assert_eq!(topology.delete_exchange("x", true), unbound);
     let mut routed = Routed::default();
-    let missing = topology.route(b"x", b"", None, &mut routed).unwrap_err();
+    let missing = route_with(&topology, b"x", &[b""], b"", &mut routed).unwrap_err();
     assert_eq!(missing.to_amqp(b"x", "/").reply_text(), not_found("exchange 'x'"));
     assert_eq!(refusal(topology.check_exchange("x").map(drop)), not_found("exchange 'x'"));
 }
@@ -207,7 +232,7 @@ fn alternates_take_what_matches_nothing() {
     assert_eq!(route(&topology, "x", "b"), [2]);
     let mut routed = Routed::default();
     let keys: [&[u8]; 2] = [b"a", b"b"];
-    topology.route_keys(b"x", &keys, None, Origin::Client, &mut routed).unwrap();
+    route_with(&topology, b"x", &keys, b"", &mut routed).unwrap();
     assert_eq!(routed.queues, [QueueId(1)]);
     topology.set_policy_alternate("amq.direct", Some("last".to_owned()));
     assert_eq!(route(&topology, "amq.direct", "b"), [2]);
@@ -246,13 +271,13 @@ fn headers_are_noted_as_a_dependency() {
     let wanted = table_of([("a", AMQPValue::LongInt(1))]);
     topology.bind("amq.headers", Destination::Queue("q1"), b"", &wanted).unwrap();
     let mut routed = Routed::default();
-    let headers = table::encode(&wanted);
-    topology.route(b"amq.direct", b"h", Some(&headers), &mut routed).unwrap();
-    assert_eq!((routed.queues.as_slice(), routed.depends_on_headers), (&[QueueId(1)][..], true));
-    topology.route(b"amq.direct", b"h", None, &mut routed).unwrap();
-    assert_eq!((routed.queues.len(), routed.depends_on_headers), (0, true));
-    topology.route(b"amq.direct", b"i", Some(&headers), &mut routed).unwrap();
-    assert!(!routed.depends_on_headers);
+    let headers = with_headers(&wanted);
+    route_with(&topology, b"amq.direct", &[b"h"], &headers, &mut routed).unwrap();
+    assert_eq!((routed.queues.as_slice(), routed.depends_on_message), (&[QueueId(1)][..], true));
+    route_with(&topology, b"amq.direct", &[b"h"], b"", &mut routed).unwrap();
+    assert_eq!((routed.queues.len(), routed.depends_on_message), (0, true));
+    route_with(&topology, b"amq.direct", &[b"i"], &headers, &mut routed).unwrap();
+    assert!(!routed.depends_on_message);
 }
 
 #[test]
@@ -425,6 +450,7 @@ impl Model {
                     ExchangeKind::Fanout => true,
                     ExchangeKind::Topic => matches(pattern, key),
                     ExchangeKind::Headers => *argument == 0 || *argument == header,
+                    other => unreachable!("{other:?} is not in the model"),
                 };
                 match destination {
                     _ if *source != exchange || !matched => {}
@@ -501,9 +527,9 @@ proptest! {
         }
         for (exchange, ..) in &model.exchanges {
             for (key, header) in [("", 0), ("a", 1), ("a.b", 2), ("b", 0), ("a.b.c", 1), ("*", 2)] {
-                let headers = table::encode(&arguments(header));
-                let (name, key_bytes) = (exchange.as_bytes(), key.as_bytes());
-                topology.route(name, key_bytes, Some(&headers), &mut routed).unwrap();
+                let headers = with_headers(&arguments(header));
+                let (name, key) = (exchange.as_bytes(), key);
+                route_with(&topology, name, &[key.as_bytes()], &headers, &mut routed).unwrap();
                 let queues: BTreeSet<&str> = routed.queues.iter()
                     .map(|id| &*topology.queues[id].name)
                     .collect();

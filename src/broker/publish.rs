@@ -1,0 +1,192 @@
+//! The way of messages through a vhost's exchanges: to queues, and into and out of what exchanges
+//! keep.
+//!
+//! Owns the routing under the topology's lock, held for reading, and what is done with messages
+//! that an exchange has kept: those whose delay is over go on, and the latest go to what is bound
+//! newly. It must not know channels, nor put a client's messages into queues: its connection's
+//! batch does.
+
+use std::sync::Arc;
+
+use super::batch::{Batch, OwnedMessage, Staged};
+use super::drive::Drive;
+use super::exchange_memory::KeptMessage;
+use super::{QueueCell, Vhost};
+use crate::codec::hot;
+use crate::codec::properties::{self, Properties};
+use crate::error::AmqpError;
+use crate::queue::Content;
+use crate::routing::{
+    Destination, Exchange, ExchangeId, Kept, Message, Origin, RouteError, Routed, Sighting,
+    Topology, without_delay,
+};
+
+/// Where a message comes to the exchanges.
+#[derive(Clone, Copy)]
+enum From<'a> {
+    /// It is published to an exchange, by a client or by the broker.
+    Published(&'a [u8], Origin),
+    /// It leaves the exchange that it has waited at.
+    Waiting(ExchangeId),
+}
+
+impl Vhost {
+    /// Finds the queues for a client's message, and keeps it for the exchanges on its way that ask
+    /// for that, unless it belongs to a transaction: see [`Vhost::keep`].
+    pub(crate) fn route(
+        &self,
+        keys: &[&[u8]],
+        content: &Content<'_>,
+        in_transaction: bool,
+        drive: &mut Drive,
+        routed: &mut Routed,
+    ) -> Result<Vec<Arc<QueueCell>>, AmqpError> {
+        let (exchange, _) = hot::split_address(content.address);
+        let from = From::Published(exchange, Origin::Client);
+        let topology = self.topology.read();
+        let found = self.find(&topology, from, keys, content, drive, routed);
+        found.map_err(|error| error.to_amqp(exchange, self.name()))?;
+        if !in_transaction {
+            self.kept.keep(&routed.kept, content, keys, drive);
+        }
+        Ok(self.cells(routed))
+    }
+
+    /// Finds the queues for a dead letter, and keeps it for the exchanges on its way that ask for
+    /// that. An exchange that is not there leads nowhere (RabbitMQ).
+    pub(super) fn route_dead_letter(
+        &self,
+        keys: &[&[u8]],
+        content: &Content<'_>,
+        drive: &mut Drive,
+        routed: &mut Routed,
+    ) -> Vec<Arc<QueueCell>> {
+        let (exchange, _) = hot::split_address(content.address);
+        let from = From::Published(exchange, Origin::Broker);
+        self.pass_on(&self.topology.read(), from, keys, content, drive, routed)
+    }
+
+    fn find(
+        &self,
+        topology: &Topology,
+        from: From<'_>,
+        keys: &[&[u8]],
+        content: &Content<'_>,
+        drive: &Drive,
+        routed: &mut Routed,
+    ) -> Result<(), RouteError> {
+        let message = Message { keys, properties: Properties::of_header(content.header) };
+        let is_duplicate = &mut |seen: &Sighting<'_>| self.kept.is_duplicate(seen, drive.now);
+        match from {
+            From::Published(exchange, origin) => {
+                topology.route(exchange, &message, origin, is_duplicate, routed)
+            }
+            From::Waiting(exchange) => {
+                topology.route_released(exchange, &message, is_duplicate, routed);
+                Ok(())
+            }
+        }
+    }
+
+    /// Routes a message of the broker itself.
+    fn pass_on(
+        &self,
+        topology: &Topology,
+        from: From<'_>,
+        keys: &[&[u8]],
+        content: &Content<'_>,
+        drive: &mut Drive,
+        routed: &mut Routed,
+    ) -> Vec<Arc<QueueCell>> {
+        if self.find(topology, from, keys, content, drive, routed).is_err() {
+            return Vec::new();
+        }
+        self.kept.keep(&routed.kept, content, keys, drive);
+        self.cells(routed)
+    }
+
+    fn cells(&self, routed: &Routed) -> Vec<Arc<QueueCell>> {
+        routed.queues.iter().filter_map(|id| self.cell(*id)).collect()
+    }
+
+    /// Keeps a message for the exchanges that asked for it when it was routed.
+    pub(crate) fn keep(
+        &self,
+        kept: &[Kept],
+        content: &Content<'_>,
+        keys: &[&[u8]],
+        drive: &mut Drive,
+    ) {
+        let topology = self.topology.read();
+        let known = kept.iter().filter(|kept| topology.knows(kept.exchange));
+        let known: Vec<Kept> = known.copied().collect();
+        self.kept.keep(&known, content, keys, drive);
+    }
+
+    /// How many messages wait at a delayed-message exchange.
+    pub fn messages_delayed(&self, exchange: &str) -> usize {
+        let id = self.topology.read().exchange(exchange).map(Exchange::id);
+        id.map_or(0, |id| self.kept.messages_delayed(id))
+    }
+
+    /// Publishes messages that have waited at an exchange. The exchange or its bindings may be
+    /// others by now, or gone.
+    pub(super) fn release(
+        &self,
+        exchange: ExchangeId,
+        due: Vec<Arc<KeptMessage>>,
+        drive: &mut Drive,
+    ) {
+        let (mut batch, mut routed) = (Batch::default(), Routed::default());
+        for kept in due {
+            let OwnedMessage { address, header, body } = kept.message().clone();
+            let headers = Properties::of_header(&header).headers().unwrap_or_default();
+            let header = properties::with_headers(&header, Some(&without_delay(headers)));
+            let message = OwnedMessage { address, header, body };
+            let (keys, content) = (kept.keys(), message.content());
+            let from = From::Waiting(exchange);
+            let topology = self.topology.read();
+            let cells = self.pass_on(&topology, from, &keys, &content, drive, &mut routed);
+            drop(topology);
+            stage(&mut batch, message, &cells);
+        }
+        batch.commit(&[], drive, &mut Vec::new());
+    }
+
+    /// Sends the latest messages of a recent-history exchange to what was bound to it just now,
+    /// while the topology is locked: what is published from now on comes after them.
+    pub(super) fn replay(
+        &self,
+        topology: &Topology,
+        source: &str,
+        destination: Destination<'_>,
+        drive: &mut Drive,
+    ) {
+        let Some(source) = topology.exchange(source) else { return };
+        let history = self.kept.history(source.id());
+        let (mut batch, mut routed) = (Batch::default(), Routed::default());
+        for kept in history {
+            let message = kept.message().clone();
+            let cells = match destination {
+                Destination::Queue(name) => {
+                    let id = topology.queue(name.as_bytes());
+                    id.and_then(|id| self.cell(id)).into_iter().collect()
+                }
+                Destination::Exchange(name) => {
+                    let (keys, content) = (kept.keys(), message.content());
+                    let from = From::Published(name.as_bytes(), Origin::Broker);
+                    self.pass_on(topology, from, &keys, &content, drive, &mut routed)
+                }
+            };
+            stage(&mut batch, message, &cells);
+        }
+        batch.commit(&[], drive, &mut Vec::new());
+    }
+}
+
+fn stage(batch: &mut Batch, message: OwnedMessage, cells: &[Arc<QueueCell>]) {
+    if !cells.is_empty() {
+        let token = batch.stage(Staged::Owned(Box::new(message)));
+        cells.iter().for_each(|cell| batch.enqueue(cell, token));
+    }
+}
