@@ -81,8 +81,10 @@ impl Routes {
 
     /// What exchanges want kept of the message that was routed last.
     fn kept(&self, route: usize, more_keys: Vec<Vec<u8>>) -> Option<Box<PendingKept>> {
-        let kept = (route == UNCACHED && !self.routed.kept.is_empty()).then(|| &self.routed.kept);
-        kept.map(|kept| Box::new(PendingKept { kept: kept.clone(), more_keys }))
+        if route != UNCACHED || self.routed.kept.is_empty() {
+            return None;
+        }
+        Some(Box::new(PendingKept { kept: self.routed.kept.clone(), more_keys }))
     }
 
     fn clear(&mut self) {
