@@ -21,6 +21,9 @@ use crate::routing::{
     Topology, without_delay,
 };
 
+/// Messages are handed to their queues when so many are ready.
+const BATCH_MAX: usize = 1024;
+
 /// Where a message comes to the exchanges.
 #[derive(Clone, Copy)]
 enum From<'a> {
@@ -148,7 +151,7 @@ impl Vhost {
             let topology = self.topology.read();
             let cells = self.pass_on(&topology, from, &keys, &content, drive, &mut routed);
             drop(topology);
-            stage(&mut batch, message, &cells);
+            stage(&mut batch, message, &cells, drive);
         }
         batch.commit(&[], drive, &mut Vec::new());
     }
@@ -178,15 +181,19 @@ impl Vhost {
                     self.pass_on(topology, from, &keys, &content, drive, &mut routed)
                 }
             };
-            stage(&mut batch, message, &cells);
+            stage(&mut batch, message, &cells, drive);
         }
         batch.commit(&[], drive, &mut Vec::new());
     }
 }
 
-fn stage(batch: &mut Batch, message: OwnedMessage, cells: &[Arc<QueueCell>]) {
+/// Adds a message to the batch. A queue that refuses it has no publisher to tell.
+fn stage(batch: &mut Batch, message: OwnedMessage, cells: &[Arc<QueueCell>], drive: &mut Drive) {
     if !cells.is_empty() {
         let token = batch.stage(Staged::Owned(Box::new(message)));
         cells.iter().for_each(|cell| batch.enqueue(cell, token));
+    }
+    if batch.work() >= BATCH_MAX {
+        batch.commit(&[], drive, &mut Vec::new());
     }
 }
