@@ -15,7 +15,7 @@ use leveret::broker::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
     VhostLimits, VhostMetadata,
 };
-use leveret::config::{Config, Listeners};
+use leveret::config::{Config, Limits, Listeners, MemoryWatermark};
 use leveret::net::Server;
 use serde_json::{Value, json};
 use support::{Broker, Client, Handshake, unique, wait_until};
@@ -30,17 +30,17 @@ fn subject() -> &'static Subject {
     static SUBJECT: OnceLock<Subject> = OnceLock::new();
     SUBJECT.get_or_init(|| match Broker::external() {
         Some(broker) => Subject { broker, inside: None },
-        None => serve_here(),
+        None => serve_here(Limits::default()),
     })
 }
 
-fn serve_here() -> Subject {
+fn serve_here(limits: Limits) -> Subject {
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let listeners = Listeners { amqp: vec![SocketAddr::from(([127, 0, 0, 1], 0))] };
-            let config = Config { listeners, ..Config::default() };
+            let config = Config { listeners, limits, ..Config::default() };
             let server = Server::bind(Arc::new(config)).await.unwrap();
             let address = server.addresses()[0].to_string();
             send.send((address, server.broker().clone())).unwrap();
@@ -734,6 +734,32 @@ fn deleting_a_user_closes_connections() {
 }
 
 #[test]
+fn deleting_a_user_closes_connections_that_are_blocked() {
+    if Broker::external().is_some() {
+        // It cannot be made short of memory from here.
+        return;
+    }
+    let memory_high_watermark = MemoryWatermark::Bytes(1 << 20);
+    let Subject { broker, inside } =
+        serve_here(Limits { memory_high_watermark, ..Limits::default() });
+    let inside = inside.expect("it runs here");
+    inside.add_user("u", Some("secret"), &[]).expect("a new user");
+    let all = json!({"vhost": "/", "user": "u", "configure": ".*", "write": ".*", "read": ".*"});
+    inside.set_permissions(&permission_of(&all)).expect("valid");
+    let (user, password) = (Some("u".to_owned()), Some("secret".to_owned()));
+    let mut client =
+        Client::open_with(&broker, &Handshake { user, password, ..Handshake::default() });
+    client.call(1, "queue.declare queue=q");
+    client.publish(1, "routing_key=q", "", &vec![0; 2 << 20]);
+    wait_until("the alarm", || inside.memory().is_alarmed());
+    client.put(1, "q", "x");
+    client.expect("0 connection.blocked");
+    inside.delete_user("u").expect("it exists");
+    client.expect("0 connection.unblocked");
+    client.expect_connection_close(320, "CONNECTION_FORCED - user 'u' is deleted", (0, 0));
+}
+
+#[test]
 fn deleting_a_vhost_closes_connections() {
     let place = Place::new(".*", ".*", ".*");
     let (mut idle, mut busy) = (place.open(), place.open());
@@ -747,6 +773,24 @@ fn deleting_a_vhost_closes_connections() {
         assert_eq!(came, (320, text.clone()));
     }
     place.refused(&place.text("NOT_ALLOWED - vhost $v not found"));
+}
+
+#[test]
+fn default_queue_type_is_for_queues_that_last() {
+    if subject().broker.is_rabbitmq() {
+        // It is of 3.11.
+        return;
+    }
+    let place = Place::new(".*", ".*", ".*");
+    let broker = subject().inside.as_ref().expect("it runs here");
+    let default_queue_type = Some("quorum".to_owned());
+    let metadata = VhostMetadata { default_queue_type, ..VhostMetadata::default() };
+    broker.put_vhost(&place.vhost, metadata).expect("it exists");
+    let mut client = place.open();
+    client.call(1, "queue.declare queue=q durable");
+    client.call(1, "queue.declare queue=q durable arguments=(x-queue-type=quorum)");
+    client.call(1, "queue.declare queue=transient auto_delete");
+    client.call(1, "queue.declare queue=transient auto_delete arguments=(x-queue-type=classic)");
 }
 
 #[test]

@@ -48,8 +48,15 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether the connection has to end because its user or vhost is deleted.
+    pub fn is_expelled(&self) -> bool {
+        let user_gone = self.rights.as_ref().is_some_and(|rights| rights.occupancy().is_gone());
+        let vhost_gone = self.vhost.as_ref().is_some_and(|vhost| vhost.occupancy.is_gone());
+        user_gone || vhost_gone
+    }
+
     /// Whether users, vhosts or permissions have changed since the connection took a look.
-    pub fn is_outdated(&self) -> bool {
+    pub(super) fn is_outdated(&self) -> bool {
         self.phase == Phase::Open && self.rights.as_ref().is_some_and(Rights::is_outdated)
     }
 

@@ -242,7 +242,8 @@ impl Connection {
                 return (consumed, Next::Again);
             }
             // Content that is being received is taken to its end, for that frees what it holds.
-            if alarmed && hot::begins_publish(rest) {
+            // What comes after connection.close is not taken in at all.
+            if alarmed && self.phase != Phase::Closing && hot::begins_publish(rest) {
                 return (consumed, Next::AwaitMemory);
             }
             if self.phase == Phase::Open && !alarmed {

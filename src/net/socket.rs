@@ -257,7 +257,7 @@ impl Reader {
             if self.is_peer_gone().await {
                 stop.ask();
             }
-            if self.connection.is_outdated() {
+            if self.connection.is_expelled() {
                 break;
             }
         }
