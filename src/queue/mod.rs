@@ -18,6 +18,7 @@
 mod arguments;
 mod consumers;
 mod dedup;
+mod duplicates;
 mod effects;
 mod expiry;
 mod lane;
@@ -41,6 +42,7 @@ pub(crate) use unacked::Slot;
 pub(crate) use unacked::test_slot;
 
 use consumers::Consumers;
+use duplicates::Duplicates;
 use effects::Dead;
 use lane::{Head, Location, Taken};
 use lanes::Lanes;
@@ -75,6 +77,7 @@ pub(crate) struct Queue {
     overdue_look: Option<Millis>,
     /// More is to be dropped than one drive may.
     is_behind: bool,
+    duplicates: Option<Duplicates>,
 }
 
 impl Queue {
@@ -87,6 +90,7 @@ impl Queue {
             ready_cost: 0,
             overdue_look: None,
             is_behind: false,
+            duplicates: settings.deduplication.as_ref().map(Duplicates::new),
             settings,
         }
     }
@@ -129,7 +133,8 @@ impl Queue {
 
     /// Bytes of memory held, shared bodies excepted (those account for themselves).
     pub(crate) fn memory(&self) -> usize {
-        self.lanes.memory() + self.unacked.memory()
+        let duplicates = self.duplicates.as_ref().map_or(0, Duplicates::memory);
+        self.lanes.memory() + self.unacked.memory() + duplicates
     }
 
     /// When [`Queue::look_for_overdue`] or another checkout is due, if nothing happens before.
@@ -163,7 +168,12 @@ impl Queue {
                 return;
             }
         }
-        if self.lanes.ready() == 0 && self.consumers.next_is_no_ack() {
+        let properties = Properties::of_header(content.header);
+        if let Some(duplicates) = &mut self.duplicates {
+            if duplicates.take(&properties, now) {
+                return;
+            }
+        } else if self.lanes.ready() == 0 && self.consumers.next_is_no_ack() {
             let choice = self.consumers.choose(content.cost(), &mut effects.exhausted);
             let choice = choice.expect("there is a next one");
             effects.deliveries.push(Delivery {
@@ -175,7 +185,6 @@ impl Queue {
             });
             return;
         }
-        let properties = Properties::of_header(content.header);
         let priority = match self.lanes.have_priorities() {
             true => properties.priority().unwrap_or(0),
             false => 0,
@@ -287,20 +296,34 @@ impl Queue {
             let origin = Origin::Stored(message.location);
             effects.dead.push(Dead { origin, reason });
         } else {
-            self.lanes.settle(message.location, &mut effects.spares);
+            self.let_go(message.location, effects);
         }
     }
 
     /// Lets go of what was delivered without acknowledgement and of dead letters, once the driver
     /// has encoded and copied them, and clears both.
     pub(crate) fn finish(&mut self, effects: &mut Effects) {
-        let delivered = effects.deliveries.drain(..).filter(|delivery| delivery.slot.is_none());
-        let gone = delivered.map(|delivery| delivery.origin);
-        for origin in gone.chain(effects.dead.drain(..).map(|dead| dead.origin)) {
-            if let Origin::Stored(location) = origin {
-                self.lanes.settle(location, &mut effects.spares);
+        for index in 0..effects.deliveries.len() {
+            let Delivery { origin, slot, .. } = effects.deliveries[index];
+            if let (Origin::Stored(location), None) = (origin, slot) {
+                self.let_go(location, effects);
             }
         }
+        effects.deliveries.clear();
+        for index in 0..effects.dead.len() {
+            if let Origin::Stored(location) = effects.dead[index].origin {
+                self.let_go(location, effects);
+            }
+        }
+        effects.dead.clear();
+    }
+
+    /// Lets go of a message that was taken, for good.
+    fn let_go(&mut self, location: Location, effects: &mut Effects) {
+        if let Some(duplicates) = &mut self.duplicates {
+            duplicates.left(self.lanes.content(location).header);
+        }
+        self.lanes.settle(location, &mut effects.spares);
     }
 
     /// The content of a message whose origin is here.
@@ -327,14 +350,14 @@ impl Queue {
 
     pub(crate) fn finish_get(&mut self, got: &Got, effects: &mut Effects) {
         if got.slot.is_none() {
-            self.lanes.settle(got.location, &mut effects.spares);
+            self.let_go(got.location, effects);
         }
     }
 
     /// A delivered message is done with (`basic.ack`).
     pub(crate) fn settle(&mut self, slot: Slot, effects: &mut Effects) {
         if let Some(message) = self.release(slot) {
-            self.lanes.settle(message.location, &mut effects.spares);
+            self.let_go(message.location, effects);
         }
     }
 
@@ -430,7 +453,12 @@ impl Queue {
     pub(crate) fn purge(&mut self, effects: &mut Effects) -> usize {
         self.ready_bytes = 0;
         self.ready_cost = 0;
-        self.lanes.clear(&mut effects.spares)
+        let count = self.lanes.clear(&mut effects.spares);
+        if let Some(duplicates) = &mut self.duplicates {
+            let held = self.unacked.iter().map(|(_, held)| held.message.location);
+            duplicates.all_left_but(held.map(|location| self.lanes.content(location).header));
+        }
+        count
     }
 
     /// Checks what must hold between drives; for tests.

@@ -10,6 +10,9 @@ use crate::codec::value::integer;
 /// How often a message may come back to a quorum queue that sets no limit of its own (4.0).
 const QUORUM_DELIVERY_LIMIT: u32 = 20;
 
+/// The header that tells duplicates, unless `x-deduplication-header` names another one.
+const DEDUPLICATION_HEADER: &str = "x-deduplication-header";
+
 /// The type of a queue (`x-queue-type`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -54,6 +57,17 @@ impl Overflow {
     }
 }
 
+/// Which messages are dropped as duplicates of others (`x-message-deduplication`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Deduplication {
+    /// `x-deduplication-header`: the header whose value tells.
+    pub(crate) header: Box<str>,
+    /// `x-cache-size`: values that are remembered.
+    pub(crate) cache_size: Option<usize>,
+    /// `x-cache-ttl`: for how long, in milliseconds.
+    pub(crate) cache_ttl_ms: Option<u64>,
+}
+
 /// Everything that arguments and policies can ask of a queue; see the module's description.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
@@ -81,6 +95,8 @@ pub(crate) struct Settings {
     pub(crate) priority_max: Option<u8>,
     /// `x-single-active-consumer`; only as an argument.
     pub(crate) single_active_consumer: bool,
+    /// `x-message-deduplication`; only as an argument.
+    pub(crate) deduplication: Option<Deduplication>,
 }
 
 impl Settings {
@@ -94,7 +110,12 @@ impl Settings {
             }
             _ => None,
         };
-        let single = find(arguments, "x-single-active-consumer");
+        let is_true = |name: &str| find(arguments, name) == Some(&AMQPValue::Boolean(true));
+        let deduplication = is_true("x-message-deduplication").then(|| Deduplication {
+            header: text("x-deduplication-header").unwrap_or(DEDUPLICATION_HEADER.into()),
+            cache_size: positive("x-cache-size").and_then(|size| usize::try_from(size).ok()),
+            cache_ttl_ms: positive("x-cache-ttl"),
+        });
         Self {
             kind,
             message_ttl_ms: positive("x-message-ttl"),
@@ -107,7 +128,8 @@ impl Settings {
             delivery_limit: delivery_limit(kind, find(arguments, "x-delivery-limit")),
             consumer_timeout_ms: positive("x-consumer-timeout"),
             priority_max: positive("x-max-priority").and_then(|n| u8::try_from(n).ok()),
-            single_active_consumer: single == Some(&AMQPValue::Boolean(true)),
+            single_active_consumer: is_true("x-single-active-consumer"),
+            deduplication,
         }
     }
 
