@@ -197,3 +197,55 @@ fn stage(batch: &mut Batch, message: OwnedMessage, cells: &[Arc<QueueCell>], dri
         batch.commit(&[], drive, &mut Vec::new());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::Services;
+    use crate::codec::method::{AMQPValue, FieldTable};
+    use crate::codec::table;
+    use crate::queue::Body;
+    use crate::routing::{ExchangeKind, ExchangeSpec};
+
+    /// The payload of a content header with these headers.
+    fn header(fields: &[(&str, AMQPValue)]) -> Vec<u8> {
+        let mut headers = FieldTable::default();
+        for (key, value) in fields {
+            headers.insert((*key).into(), value.clone());
+        }
+        let plain = [&[0, 60, 0, 0][..], &[0; 8], &[0, 0]].concat();
+        properties::with_headers(&plain, Some(&table::encode(&headers)))
+    }
+
+    #[test]
+    fn what_is_kept_goes_with_its_exchange_and_leaves_the_gauge() {
+        let services = Services::for_test();
+        let vhost = Vhost::new("/", services.clone());
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-delayed-type".into(), AMQPValue::LongString("x-recent-history".into()));
+        arguments.insert("x-message-deduplication".into(), AMQPValue::Boolean(true));
+        let spec = ExchangeSpec { arguments, ..ExchangeSpec::durable(ExchangeKind::Delayed) };
+        vhost.declare_exchange("x", spec).expect("a new exchange");
+        let (mut drive, mut routed) = (Drive::default(), Routed::default());
+        let mut publish = |fields: &[(&str, AMQPValue)]| {
+            let header = header(fields);
+            let content =
+                Content { address: b"\x01x\x01k", header: &header, body: Body::Inline(b"body") };
+            let queues = vhost.route(&[b"k"], &content, false, &mut drive, &mut routed);
+            assert!(queues.expect("the exchange is there").is_empty());
+            services.memory.used()
+        };
+        let before = services.memory.used();
+        let delayed = publish(&[("x-delay", AMQPValue::LongInt(1000))]);
+        let latest = publish(&[]);
+        let seen = publish(&[
+            ("x-recent-history-no-store", AMQPValue::Boolean(true)),
+            ("x-deduplication-header", AMQPValue::LongInt(1)),
+        ]);
+        assert!(before < delayed && delayed < latest && latest < seen);
+        assert_eq!(vhost.messages_delayed("x"), 1);
+        let delete = |topology: &mut Topology| topology.delete_exchange("x", false).map(|_| true);
+        vhost.change(delete).expect("it is deleted");
+        assert_eq!((services.memory.used(), vhost.messages_delayed("x")), (before, 0));
+    }
+}

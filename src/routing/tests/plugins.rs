@@ -338,6 +338,8 @@ fn a_recent_history_notes_what_it_routes() {
     let kept = vec![Kept { exchange: id(&topology, "x"), keep: Keep::History { length: 3 } }];
     assert_eq!(keep(&topology, "x", &none()), (vec![1], kept.clone()), "it routes as fanout");
     assert_eq!(keep(&topology, "amq.fanout", &none()), (vec![1], kept.clone()));
+    let delayed = delay(AMQPValue::LongInt(5));
+    assert_eq!(keep(&topology, "x", &delayed), (vec![1], kept.clone()), "it delays nothing");
     let no_store = |value| table_of([("x-recent-history-no-store", value)]);
     assert_eq!(keep(&topology, "x", &no_store(AMQPValue::Boolean(true))), (vec![1], vec![]));
     assert_eq!(keep(&topology, "x", &no_store(AMQPValue::LongInt(1))), (vec![1], kept));
