@@ -26,7 +26,8 @@ enum Order {
     Plain,
     /// The highest priority first, up to this one.
     Strict { max: u8 },
-    /// Two lanes that share; the number of messages that the high one gave in a row.
+    /// Two lanes that share; the number of messages that the high one gave in a row, as far as it
+    /// counts.
     Shared { in_a_row: u8 },
 }
 
@@ -101,10 +102,12 @@ impl Lanes {
     /// Takes the first message in the order of delivery.
     pub(super) fn pop(&mut self) -> Option<Taken> {
         let number = self.next();
+        let message = self.pop_from(number)?;
         if let Order::Shared { in_a_row } = &mut self.order {
-            *in_a_row = if number > 0 { *in_a_row + 1 } else { 0 };
+            // No normal message may have waited: then there were more of high priority.
+            *in_a_row = if number > 0 { (*in_a_row + 1).min(HIGH_IN_A_ROW) } else { 0 };
         }
-        self.pop_from(number)
+        Some(message)
     }
 
     /// Takes a message that has expired, if one is the first of its lane; those of high priority

@@ -53,11 +53,11 @@ use crate::codec::properties::{EXPIRATION, Properties};
 
 /// Messages that may expire in one drive. The rest waits for the next, so that a long backlog that
 /// expires at once holds up nobody else.
-const EXPIRIES_MAX: usize = 2048;
+const EXPIRIES_MAX: usize = if cfg!(test) { 64 } else { 2048 };
 
 /// Messages that may be dropped for want of room in one drive. More than a batch can add, so that
 /// only a limit that was lowered takes several drives.
-const DROPS_MAX: usize = 16 * 1024;
+const DROPS_MAX: usize = if cfg!(test) { 96 } else { 16 * 1024 };
 
 /// Unsettled deliveries are looked through for overdue ones at most this often (milliseconds).
 const OVERDUE_LOOK_MS: u64 = 100;
@@ -453,6 +453,7 @@ impl Queue {
     pub(crate) fn purge(&mut self, effects: &mut Effects) -> usize {
         self.ready_bytes = 0;
         self.ready_cost = 0;
+        self.is_behind = false;
         let count = self.lanes.clear(&mut effects.spares);
         if let Some(duplicates) = &mut self.duplicates {
             let held = self.unacked.iter().map(|(_, held)| held.message.location);

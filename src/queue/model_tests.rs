@@ -1,10 +1,13 @@
 //! The queue against a naive reference, over random histories.
 //!
 //! Owns what is compared. A history of publishes, settlements, gets, subscriptions, cancels,
-//! purges, grants and reopened gates runs against a real [`Queue`](super::Queue), driven as the
-//! broker drives it, and against a plain list of messages (`reference`). After each command both
-//! must have delivered the same messages in the same order to the same consumers, refused the same
-//! publishes and count the same; the content of each delivery is compared with what was published.
+//! purges, grants, reopened gates, changed policies and time that goes by runs against a real
+//! [`Queue`](super::Queue), driven as the broker drives it, and against a plain list of messages
+//! (`reference`). After each command both must have delivered the same messages in the same order
+//! to the same consumers, refused the same publishes, dead-lettered the same messages for the same
+//! reasons, and count the same; the content of each delivery and dead letter is compared with what
+//! was published. What is overdue, and when the queue wants to be looked at again, is held against
+//! what is really due.
 //!
 //! Runs are repeatable: the seed is fixed, and a failure prints the shortest history found. To look
 //! further than `cargo test` does:
@@ -20,10 +23,14 @@ mod reference;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
-use super::Settings;
+use super::{DROPS_MAX, EXPIRIES_MAX, Kind, Overflow, Reason, Settings};
+use crate::clock::Millis;
 use driver::Driver;
-use history::{History, Payload, Pick, Step, Subscription, arb_history};
+use history::{ConsumerPick, History, Payload, Pick, Settlement, Step, Subscription, arb_history};
 use reference::Reference;
+
+/// When histories begin; an even number (see [`History::with_credit_alone`]).
+const START: Millis = Millis(1_000_000);
 
 /// Histories for each property; takes a few seconds in a release build.
 const CASES: u32 = 1500;
@@ -31,11 +38,7 @@ const CASES: u32 = 1500;
 /// A step whose deliveries and consumers are named: see [`Driver::resolve`].
 #[derive(Clone, Debug)]
 enum Command {
-    Commit {
-        /// Deliveries by their number, and whether the message comes back.
-        settled: Vec<(usize, bool)>,
-        published: Vec<Payload>,
-    },
+    Commit(Vec<Operation>),
     Subscribe(Subscription),
     Cancel(usize),
     Get {
@@ -47,6 +50,22 @@ enum Command {
         window: u32,
     },
     Reopen,
+    Wait {
+        ms: u64,
+    },
+    /// What is overdue is dealt with.
+    Tick {
+        overdue: Vec<usize>,
+    },
+    Configure(Settings),
+}
+
+/// What a batch does, one after the other.
+#[derive(Clone, Copy, Debug)]
+enum Operation {
+    /// A delivery by its number, which need not be held any more.
+    Settle(usize, Settlement),
+    Publish(Payload),
 }
 
 /// All that can be seen of a command. Messages, consumers and deliveries have numbers, from 0 in
@@ -58,8 +77,10 @@ struct Outcome {
     rejected: Vec<usize>,
     /// Consumers that used up their windows.
     exhausted: Vec<usize>,
-    /// The message that `basic.get` brought, whether it is redelivered, and what settles it.
-    got: Option<(usize, bool, Option<usize>)>,
+    /// Messages to dead-letter.
+    dead: Vec<(usize, Reason)>,
+    /// The message that `basic.get` brought, how often it came back, and what settles it.
+    got: Option<(usize, u32, Option<usize>)>,
     purged: usize,
     counts: Counts,
 }
@@ -68,7 +89,7 @@ struct Outcome {
 struct Delivered {
     consumer: usize,
     message: usize,
-    redelivered: bool,
+    returns: u32,
     /// What settles it; `None` when nothing needs to.
     delivery: Option<usize>,
     is_counted: bool,
@@ -88,14 +109,15 @@ impl Outcome {
         self.deliveries.append(&mut next.deliveries);
         self.rejected.append(&mut next.rejected);
         self.exhausted.append(&mut next.exhausted);
+        self.dead.append(&mut next.dead);
         self.got = self.got.or(next.got);
         self.purged += next.purged;
         self.counts = next.counts;
     }
 
     /// What left the queue, whoever received it.
-    fn departures(&self) -> Vec<(usize, bool)> {
-        self.deliveries.iter().map(|it| (it.message, it.redelivered)).collect()
+    fn departures(&self) -> Vec<(usize, u32)> {
+        self.deliveries.iter().map(|it| (it.message, it.returns)).collect()
     }
 }
 
@@ -121,71 +143,85 @@ proptest! {
         run(&history);
     }
 
-    /// Publishing message by message leads to the very same deliveries as publishing in batches.
+    /// Publishing message by message leads to the very same deliveries as publishing in batches,
+    /// but for what [`History::with_batches_of_no_account`] leaves out.
     #[test]
     fn batches_of_publishes_change_nothing(history in arb_history()) {
-        run_batched_and_single(&history.with_windows_left_alone(), false);
+        run_batched_and_single(&history.with_batches_of_no_account(), false);
     }
 
     /// Where each settlement is a batch of its own, the same messages leave in the same order and
     /// the same ones stay. Who receives them may differ, as credit comes back in another order.
     #[test]
     fn batches_of_settlements_move_no_message(history in arb_history()) {
-        run_batched_and_single(&history.with_windows_left_alone().with_credit_alone(), true);
+        let history = history.with_batches_of_no_account().with_credit_alone();
+        run_batched_and_single(&history, true);
     }
 }
 
 /// Runs a history against the reference, and settles and purges what is left.
 fn run(history: &History) {
-    let mut driver = Driver::new(history.settings.clone(), history.gate_limit);
-    let mut reference = Reference::new(history.settings.clone(), history.gate_limit);
-    let last = [Step::Purge, Step::SettleAll { requeue: false }];
+    let mut driver = Driver::new(history.settings.clone(), history.gate_limit, START);
+    let mut reference = Reference::new(history.settings.clone(), history.gate_limit, START);
+    let last = [Step::Purge, Step::SettleAll(Settlement::Done)];
     for step in history.steps.iter().chain(&last) {
         let Some(command) = driver.resolve(step) else { continue };
         let outcome = driver.apply(&command);
         assert_eq!(outcome, reference.apply(&command), "{command:?}");
         driver.check(|message| reference.holds(message));
+        reference.check_deadline(driver.next_deadline(), &command);
     }
     driver.check_empty();
 }
 
 /// Runs a history as it is, and with each publish in a batch of its own; with `settlements`, each
-/// settlement too.
+/// settlement too. Where more expires or is dropped than one drive may, others follow at once.
 fn run_batched_and_single(history: &History, settlements: bool) {
-    let mut batched = Driver::new(history.settings.clone(), history.gate_limit);
-    let mut single = Driver::new(history.settings.clone(), history.gate_limit);
+    let mut batched = Driver::new(history.settings.clone(), history.gate_limit, START);
+    let mut single = Driver::new(history.settings.clone(), history.gate_limit, START);
     for step in &history.steps {
         let Some(command) = batched.resolve(step) else { continue };
-        let expected = batched.apply(&command);
+        let mut expected = batched.apply(&command);
         let mut parts = split(&command, settlements).into_iter();
         let mut outcome = single.apply(&parts.next().expect("at least one part"));
         parts.for_each(|part| outcome.append(single.apply(&part)));
+        if !matches!(command, Command::Wait { .. }) {
+            catch_up(&mut batched, &mut expected);
+            catch_up(&mut single, &mut outcome);
+        }
         if settlements {
             assert_eq!(outcome.departures(), expected.departures(), "{command:?}");
             assert_eq!(outcome.counts, expected.counts, "{command:?}");
             assert_eq!(outcome.rejected, expected.rejected, "{command:?}");
+            outcome.dead.sort_unstable_by_key(|(message, _)| *message);
+            expected.dead.sort_unstable_by_key(|(message, _)| *message);
+            assert_eq!(outcome.dead, expected.dead, "{command:?}");
         } else {
             assert_eq!(outcome, expected, "{command:?}");
         }
     }
 }
 
+fn catch_up(driver: &mut Driver, outcome: &mut Outcome) {
+    while driver.is_behind() {
+        let command = driver.resolve(&Step::Tick).expect("it always means something");
+        outcome.append(driver.apply(&command));
+    }
+}
+
+/// A batch in parts: each publish for itself, and the settlements before, between and after them
+/// as they are, or each for itself, too.
 fn split(command: &Command, settlements: bool) -> Vec<Command> {
-    let Command::Commit { settled, published } = command else { return vec![command.clone()] };
-    let commit = |settled: &[(usize, bool)], published: &[Payload]| Command::Commit {
-        settled: settled.to_vec(),
-        published: published.to_vec(),
-    };
-    let size = if settlements { 1 } else { settled.len().max(1) };
-    let mut parts: Vec<Command> = settled.chunks(size).map(|part| commit(part, &[])).collect();
-    parts.extend(published.chunks(1).map(|part| commit(&[], part)));
+    let Command::Commit(operations) = command else { return vec![command.clone()] };
+    let is_settlement = |operation: &Operation| matches!(operation, Operation::Settle(..));
+    let stay = |a: &Operation, b: &Operation| !settlements && is_settlement(a) && is_settlement(b);
+    let mut parts: Vec<Command> =
+        operations.chunk_by(stay).map(|part| Command::Commit(part.to_vec())).collect();
     if parts.is_empty() {
-        parts.push(commit(&[], &[]));
+        parts.push(command.clone());
     }
     parts
 }
-
-const SMALL: Payload = Payload { body_len: 1, key_pad: 0, header_pad: 0 };
 
 const GATED: Subscription = Subscription {
     no_ack: false,
@@ -194,22 +230,27 @@ const GATED: Subscription = Subscription {
     window: 1 << 20,
     is_gated: true,
     has_room: true,
+    knows_cancel: true,
 };
 
 fn publish(count: usize) -> Step {
-    Step::Commit { settles: Vec::new(), publishes: vec![SMALL; count] }
+    publish_all(&vec![Payload::SMALL; count])
+}
+
+fn publish_all(payloads: &[Payload]) -> Step {
+    Step::Commit { settles: Vec::new(), publishes: payloads.to_vec(), publishes_first: false }
 }
 
 /// Settles the oldest delivery.
-fn settle_one(requeue: bool) -> Step {
-    let pick = Pick { at: 0, count: 1, requeue, stale: false, twice: false };
-    Step::Commit { settles: vec![pick], publishes: Vec::new() }
+fn settle_one() -> Step {
+    let pick = Pick { at: 0, count: 1, settlement: Settlement::Done, stale: false, twice: false };
+    Step::Commit { settles: vec![pick], publishes: Vec::new(), publishes_first: false }
 }
 
 /// Runs a history that does not need to be found by chance; answers who received what.
 fn receivers(history: &History) -> Vec<(usize, usize)> {
     run(history);
-    let mut driver = Driver::new(history.settings.clone(), history.gate_limit);
+    let mut driver = Driver::new(history.settings.clone(), history.gate_limit, START);
     let commands = |driver: &mut Driver, step| {
         let command = driver.resolve(step).expect("a step that means something");
         driver.apply(&command).deliveries
@@ -223,7 +264,7 @@ fn receivers(history: &History) -> Vec<(usize, usize)> {
 fn consumers_behind_a_shared_gate_take_turns() {
     let mut steps = vec![Step::Subscribe(GATED), Step::Subscribe(GATED), publish(4)];
     for _ in 0..3 {
-        steps.extend([settle_one(false), Step::Reopen]);
+        steps.extend([settle_one(), Step::Reopen]);
     }
     let history = History { settings: Settings::default(), gate_limit: 1, steps };
     assert_eq!(receivers(&history), [(0, 0), (1, 1), (0, 2), (1, 3)]);
@@ -237,4 +278,56 @@ fn a_limit_costs_no_message_that_a_consumer_has_room_for() {
     let steps = vec![Step::Subscribe(consumer), publish(4)];
     let history = History { settings, gate_limit: 0, steps };
     assert_eq!(receivers(&history), [(0, 0), (0, 1), (0, 2), (0, 3)]);
+}
+
+/// However many messages of high priority went while no other waited, the next one that does goes
+/// after two of them at the latest.
+#[test]
+fn normal_messages_have_their_turn_after_any_number_of_high_priority() {
+    let consumer = Subscription { is_gated: false, ..GATED };
+    let high = Payload { priority: Some(5), ..Payload::SMALL };
+    let cancel = Step::Cancel(ConsumerPick { at: 0, stale: false });
+    for count in [3, 255, 256, 300] {
+        let (subscribe, both) = (Step::Subscribe(consumer), [high, high, high, Payload::SMALL]);
+        let steps = vec![
+            subscribe.clone(),
+            publish_all(&vec![high; count]),
+            cancel.clone(),
+            publish_all(&both),
+            subscribe,
+        ];
+        let settings = Settings { kind: Kind::Quorum, ..Settings::default() };
+        let history = History { settings, gate_limit: 0, steps };
+        let order: Vec<usize> = receivers(&history).iter().map(|(_, message)| *message).collect();
+        let normal = count + 3;
+        let at = order.iter().position(|message| *message == normal).expect("it is delivered");
+        assert!(at <= count + 2, "after {count}: {:?}", &order[count..]);
+    }
+}
+
+/// Not all at once, but none of them is delivered meanwhile.
+#[test]
+fn a_long_backlog_expires_in_several_drives() {
+    let consumer = Subscription { is_gated: false, ..GATED };
+    let mortal = Payload { expiration_ms: Some(5), ..Payload::SMALL };
+    let count = 3 * EXPIRIES_MAX + 1;
+    let mut steps = vec![publish_all(&vec![mortal; count]), publish(1), Step::Wait { ms: 6 }];
+    steps.push(Step::Subscribe(consumer));
+    let mut history = History { settings: Settings::default(), gate_limit: 0, steps };
+    assert_eq!(receivers(&history), [], "the first drive does not get that far");
+    history.steps.extend([Step::Tick, Step::Tick, Step::Tick]);
+    assert_eq!(receivers(&history), [(0, count)]);
+}
+
+/// A limit that is lowered far below what waits takes effect in several drives.
+#[test]
+fn a_long_backlog_is_dropped_in_several_drives() {
+    let policy =
+        Settings { length_max: Some(1), overflow: Some(Overflow::DropHead), ..Settings::default() };
+    let count = 3 * DROPS_MAX + 2;
+    let mut steps = vec![publish(count), Step::Configure(policy)];
+    steps.extend([Step::Tick, Step::Tick, Step::Tick]);
+    steps.push(Step::Subscribe(Subscription { is_gated: false, ..GATED }));
+    let history = History { settings: Settings::default(), gate_limit: 0, steps };
+    assert_eq!(receivers(&history), [(0, count - 1)]);
 }

@@ -4,27 +4,25 @@
 //! made, and checks each delivery's content and the laws that need no reference. It must not know
 //! what the reference expects.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
-#[cfg(test)]
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 
 use crate::clock::Millis;
+use crate::codec::properties::{CONTENT_TYPE, EXPIRATION, MESSAGE_ID, PRIORITY, is_well_formed};
 use crate::queue::segment::SMALL_SEGMENT_BYTES;
 use crate::queue::{
-    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Pass, Queue,
-    SHARED_BODY_MIN, Settings, Slot,
+    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Overdue, Pass,
+    Queue, SHARED_BODY_MIN, Settings, Slot,
 };
 
-use super::history::{ConsumerPick, Payload, Pick, Step, Subscription};
-use super::{Command, Counts, Delivered, Outcome};
+use super::history::{ConsumerPick, Payload, Pick, Settlement, Step, Subscription};
+use super::{Command, Counts, Delivered, Operation, Outcome};
 
-const NOW: Millis = Millis(0);
-
-/// What a queue that was emptied may keep: its first segment and a table of unsettled messages.
-const EMPTY_BYTES_MAX: usize = SMALL_SEGMENT_BYTES + 1024 * 64;
+/// What the table of unsettled messages may keep when it is empty.
+const TABLE_BYTES_MAX: usize = 1024 * 80;
 
 /// A gate that lets a number of deliveries be outstanding, 0 for no limit.
 #[derive(Debug, Default)]
@@ -52,21 +50,30 @@ struct Sample {
     address: Vec<u8>,
     header: Vec<u8>,
     body: Bytes,
+    priority: Option<u8>,
+    expires_at: Option<u64>,
     times_delivered: u32,
 }
 
 impl Sample {
     /// The message's number stands in its routing key, and each byte of the rest depends on it.
-    fn new(number: usize, payload: &Payload) -> Self {
+    fn new(number: usize, payload: &Payload, queue_ttl_ms: Option<u64>, now: Millis) -> Self {
         let seed = number as u8;
         let mut address = vec![0, 4 + payload.key_pad as u8];
         address.extend((number as u32).to_be_bytes());
         address.resize(address.len() + payload.key_pad, seed);
-        // No property is flagged; what follows is nobody's.
-        let mut header = vec![0; Payload::HEADER_FIXED];
-        header.resize(header.len() + payload.header_pad, seed ^ 0x55);
         let body = Bytes::from(vec![seed ^ 0xAA; payload.body_len]);
-        Self { address, header, body, times_delivered: 0 }
+        let ttl_ms = queue_ttl_ms.into_iter().chain(payload.expiration_ms).min();
+        let header = header(seed ^ 0x55, payload);
+        assert_eq!(payload.cost() as usize, 64 + address.len() + header.len() + body.len());
+        Self {
+            address,
+            header,
+            body,
+            priority: payload.priority,
+            expires_at: ttl_ms.map(|ttl_ms| now.0 + ttl_ms),
+            times_delivered: 0,
+        }
     }
 
     fn is_shared(&self) -> bool {
@@ -78,6 +85,32 @@ impl Sample {
             if self.is_shared() { Body::Shared(&self.body) } else { Body::Inline(&self.body) };
         Content { address: &self.address, header: &self.header, body }
     }
+}
+
+/// A content header as clients send it (AMQP 0-9-1, 4.2.6.1).
+fn header(seed: u8, payload: &Payload) -> Vec<u8> {
+    let text_flag = match payload.text_len {
+        0 => 0,
+        len if len % 2 == 0 => CONTENT_TYPE,
+        _ => MESSAGE_ID,
+    };
+    let mut text = vec![payload.text_len];
+    text.resize(1 + usize::from(payload.text_len), seed);
+    let expiration = payload.expiration_ms.map(|ms| ms.to_string());
+    let expiration = expiration.map(|text| [&[text.len() as u8], text.as_bytes()].concat());
+    let values = [
+        (CONTENT_TYPE, (text_flag == CONTENT_TYPE).then(|| text.clone())),
+        (PRIORITY, payload.priority.map(|priority| vec![priority])),
+        (EXPIRATION, expiration),
+        (MESSAGE_ID, (text_flag == MESSAGE_ID).then_some(text)),
+    ];
+    let mut header = vec![0, 60, 0, 0];
+    header.extend((payload.body_len as u64).to_be_bytes());
+    let given = values.iter().filter(|(_, value)| value.is_some());
+    header.extend(given.map(|(flag, _)| *flag).sum::<u16>().to_be_bytes());
+    values.into_iter().for_each(|(_, value)| header.extend(value.unwrap_or_default()));
+    assert!(is_well_formed(&header[12..]));
+    header
 }
 
 /// The number of the message with this content, all of which is checked.
@@ -111,6 +144,7 @@ struct Member {
 #[derive(Debug)]
 pub(super) struct Driver {
     queue: Queue,
+    pub(super) now: Millis,
     effects: Effects,
     gate: Arc<SharedLimit>,
     /// By the number of the message.
@@ -123,9 +157,10 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(settings: Settings, gate_limit: u32) -> Self {
+    pub(super) fn new(settings: Settings, gate_limit: u32, now: Millis) -> Self {
         Self {
             queue: Queue::new(settings),
+            now,
             effects: Effects::default(),
             gate: Arc::new(SharedLimit { limit: gate_limit, used: AtomicU32::new(0) }),
             samples: Vec::new(),
@@ -135,21 +170,31 @@ impl Driver {
         }
     }
 
-    /// What a step means at this moment; `None` when there is nothing that it could mean.
-    pub(super) fn resolve(&self, step: &Step) -> Option<Command> {
+    /// What a step means at this moment; `None` when there is nothing that it could mean. A tick
+    /// begins here, as what is overdue is for the queue to say.
+    pub(super) fn resolve(&mut self, step: &Step) -> Option<Command> {
         Some(match step {
-            Step::Commit { settles, publishes } => {
-                let settled = settles.iter().flat_map(|pick| self.resolve_pick(*pick)).collect();
-                Command::Commit { settled, published: publishes.clone() }
+            Step::Commit { settles, publishes, publishes_first } => {
+                let settles = settles.iter().flat_map(|pick| self.resolve_pick(*pick));
+                let mut settles: Vec<Operation> = settles.collect();
+                let mut all: Vec<Operation> =
+                    publishes.iter().copied().map(Operation::Publish).collect();
+                if *publishes_first {
+                    all.append(&mut settles);
+                } else {
+                    all.splice(..0, settles);
+                }
+                Command::Commit(all)
             }
-            Step::Burst { count } => {
-                let payload = Payload { body_len: 8, key_pad: 0, header_pad: 0 };
-                let published = vec![payload; usize::from(*count)];
-                Command::Commit { settled: Vec::new(), published }
+            Step::Burst { count, priority, expiration_ms } => {
+                let (priority, expiration_ms) = (*priority, *expiration_ms);
+                let payload = Payload { body_len: 8, priority, expiration_ms, ..Payload::SMALL };
+                Command::Commit(vec![Operation::Publish(payload); usize::from(*count)])
             }
-            Step::SettleAll { requeue } => {
-                let all = self.outstanding.iter().map(|it| (it.delivery, *requeue));
-                Command::Commit { settled: all.collect(), published: Vec::new() }
+            Step::SettleAll(settlement) => {
+                let all = self.outstanding.iter();
+                let all = all.map(|it| Operation::Settle(it.delivery, *settlement));
+                Command::Commit(all.collect())
             }
             Step::Subscribe(subscription) => Command::Subscribe(*subscription),
             Step::Cancel(pick) => Command::Cancel(self.resolve_consumer(*pick)?),
@@ -159,10 +204,38 @@ impl Driver {
                 Command::Grant { consumer: self.resolve_consumer(*consumer)?, window: *window }
             }
             Step::Reopen => Command::Reopen,
+            Step::Wait { ms } => Command::Wait { ms: *ms },
+            Step::Tick => Command::Tick { overdue: self.look() },
+            Step::Configure(policy) => {
+                let now = self.queue.settings();
+                let settings = Settings {
+                    kind: now.kind,
+                    priority_max: now.priority_max,
+                    single_active_consumer: now.single_active_consumer,
+                    ..policy.clone()
+                };
+                (*now != settings).then_some(Command::Configure(settings))?
+            }
         })
     }
 
-    fn resolve_pick(&self, pick: Pick) -> Vec<(usize, bool)> {
+    /// The deliveries that are overdue, in the order in which they were made.
+    fn look(&mut self) -> Vec<usize> {
+        self.queue.look_for_overdue(self.now, &mut self.effects);
+        let overdue = std::mem::take(&mut self.effects.overdue);
+        let mut deliveries: Vec<usize> = Vec::new();
+        for Overdue { slot, consumer } in overdue {
+            let mut outstanding = self.outstanding.iter();
+            let found = outstanding.find(|it| self.slots[it.delivery] == slot);
+            let found = found.expect("only what is held is overdue");
+            assert_eq!(consumer, found.consumer.map(|number| self.members[number].key));
+            deliveries.push(found.delivery);
+        }
+        deliveries.sort_unstable();
+        deliveries
+    }
+
+    fn resolve_pick(&self, pick: Pick) -> Vec<Operation> {
         let choice: Vec<usize> = if pick.stale {
             (0..self.slots.len()).map(|delivery| self.current(delivery)).collect()
         } else {
@@ -174,7 +247,8 @@ impl Driver {
         let start = usize::from(pick.at) % choice.len();
         let run = choice.iter().cycle().skip(start).take(usize::from(pick.count));
         let times = if pick.twice { 2 } else { 1 };
-        run.flat_map(|it| std::iter::repeat_n((*it, pick.requeue), times)).collect()
+        let settle = |it: &usize| Operation::Settle(*it, pick.settlement);
+        run.flat_map(|it| std::iter::repeat_n(settle(it), times)).collect()
     }
 
     /// A message that was requeued and delivered again may have the same slot as before: the old
@@ -193,28 +267,35 @@ impl Driver {
 
     pub(super) fn apply(&mut self, command: &Command) -> Outcome {
         let mut outcome = Outcome::default();
+        let out = &mut outcome;
         match command {
-            Command::Commit { settled, published } => {
-                self.commit(settled, published, &mut outcome);
-            }
+            Command::Commit(operations) => self.commit(operations, out),
             Command::Subscribe(subscription) => {
                 self.subscribe(*subscription);
-                self.dispatch(0, &mut outcome);
+                self.dispatch(0, out);
             }
             Command::Cancel(consumer) => {
-                let member = &mut self.members[*consumer];
-                assert_eq!(self.queue.cancel(member.key), !member.is_cancelled);
-                member.is_cancelled = true;
+                self.cancel(*consumer);
+                self.dispatch(0, out);
             }
-            Command::Get { no_ack } => outcome.got = self.take_one(*no_ack),
-            Command::Purge => outcome.purged = self.queue.purge(&mut self.effects),
+            Command::Get { no_ack } => {
+                out.got = self.take_one(*no_ack);
+                self.dispatch(0, out);
+            }
+            Command::Purge => out.purged = self.queue.purge(&mut self.effects),
             Command::Grant { consumer, window } => {
                 self.queue.grant(self.members[*consumer].key, *window);
-                self.dispatch(0, &mut outcome);
+                self.dispatch(0, out);
             }
             Command::Reopen => {
                 self.queue.reopen();
-                self.dispatch(0, &mut outcome);
+                self.dispatch(0, out);
+            }
+            Command::Wait { ms } => self.now.0 += ms,
+            Command::Tick { overdue } => self.tick(overdue, out),
+            Command::Configure(settings) => {
+                self.queue.configure(settings.clone(), self.now);
+                self.dispatch(0, out);
             }
         }
         outcome.counts = Counts {
@@ -226,6 +307,11 @@ impl Driver {
         outcome
     }
 
+    /// Whether a tick is due at once.
+    pub(super) fn is_behind(&self) -> bool {
+        self.queue.next_deadline().is_some_and(|at| at <= self.now)
+    }
+
     fn subscribe(&mut self, subscription: Subscription) {
         let gate = if subscription.is_gated { self.gate.clone() } else { Arc::default() };
         let Subscription { no_ack, prefetch, priority, window, .. } = subscription;
@@ -233,32 +319,39 @@ impl Driver {
         self.members.push(Member { key, subscription, is_cancelled: false });
     }
 
-    fn commit(&mut self, settled: &[(usize, bool)], published: &[Payload], out: &mut Outcome) {
-        for (delivery, requeue) in settled {
-            if let Some(at) = self.outstanding.iter().position(|it| it.delivery == *delivery) {
-                let it = self.outstanding.remove(at);
-                self.gate.used.fetch_sub(u32::from(it.is_counted), Ordering::Relaxed);
-            }
-            let slot = self.slots[*delivery];
-            if *requeue {
-                self.queue.put_back(slot, &mut self.effects);
-            } else {
-                self.queue.settle(slot, &mut self.effects);
-            }
-        }
+    fn cancel(&mut self, consumer: usize) {
+        let member = &mut self.members[consumer];
+        assert_eq!(self.queue.is_consumer(member.key), !member.is_cancelled);
+        assert_eq!(self.queue.cancel(member.key), !member.is_cancelled);
+        member.is_cancelled = true;
+    }
+
+    fn commit(&mut self, operations: &[Operation], out: &mut Outcome) {
         let first = self.samples.len();
-        for (number, payload) in (first..).zip(published) {
-            self.samples.push(Sample::new(number, payload));
+        for operation in operations {
+            if let Operation::Publish(payload) = operation {
+                let ttl_ms = self.queue.settings().message_ttl_ms;
+                let sample = Sample::new(self.samples.len(), payload, ttl_ms, self.now);
+                self.samples.push(sample);
+            }
         }
         let is_limited = self.queue.settings().is_limited();
-        if is_limited {
-            self.dispatch(first, out);
-        }
-        for (token, number) in (0..).zip(first..self.samples.len()) {
-            let content = self.samples[number].content();
-            self.queue.enqueue(&content, token, NOW, &mut self.effects);
-            if is_limited && !self.effects.exhausted.is_empty() {
-                self.dispatch(first, out);
+        let (mut token, mut has_room) = (0, false);
+        for operation in operations {
+            match operation {
+                Operation::Settle(delivery, settlement) => {
+                    self.settle(*delivery, *settlement);
+                    has_room = true;
+                }
+                Operation::Publish(_) => {
+                    if is_limited && (has_room || !self.effects.exhausted.is_empty()) {
+                        self.dispatch(first, out);
+                        has_room = false;
+                    }
+                    let content = self.samples[first + token].content();
+                    self.queue.enqueue(&content, token as u32, self.now, &mut self.effects);
+                    token += 1;
+                }
             }
         }
         self.dispatch(first, out);
@@ -266,15 +359,50 @@ impl Driver {
         out.rejected.extend(rejected.map(|token| first + token as usize));
     }
 
+    fn settle(&mut self, delivery: usize, settlement: Settlement) {
+        self.forget(|it| it.delivery == delivery);
+        let slot = self.slots[delivery];
+        match settlement {
+            Settlement::Done => self.queue.settle(slot, &mut self.effects),
+            Settlement::Reject => self.queue.reject(slot, &mut self.effects),
+            Settlement::Requeue => self.queue.put_back(slot, &mut self.effects),
+        }
+        assert!(!self.queue.holds(slot), "what was settled is not held");
+    }
+
+    /// Forgets deliveries that are settled, as their channel does.
+    fn forget(&mut self, is_settled: impl Fn(&Outstanding) -> bool) {
+        for it in self.outstanding.extract_if(.., |it| is_settled(it)) {
+            self.gate.used.fetch_sub(u32::from(it.is_counted), Ordering::Relaxed);
+        }
+    }
+
+    /// Ends who holds what is overdue, as far as that is done at once.
+    fn tick(&mut self, overdue: &[usize], out: &mut Outcome) {
+        for delivery in overdue {
+            let holder = self.outstanding.iter().find(|it| it.delivery == *delivery);
+            let Some(holder) = holder.map(|it| it.consumer) else { continue };
+            let member = holder.map(|number| &self.members[number]).filter(|it| !it.is_cancelled);
+            match (holder, member) {
+                (Some(number), Some(member)) if member.subscription.knows_cancel => {
+                    self.queue.put_back_all(member.key, &mut self.effects);
+                    self.forget(|it| it.consumer == holder);
+                    self.cancel(number);
+                }
+                (_, Some(_)) => {}
+                (_, None) => self.settle(*delivery, Settlement::Requeue),
+            }
+        }
+        let came_back = self.effects.dead.len();
+        self.dispatch(0, out);
+        out.dead[..came_back].sort_by_key(|(message, _)| *message);
+    }
+
     /// Tokens count from the message `first`.
     fn dispatch(&mut self, first: usize, out: &mut Outcome) {
         loop {
-            self.queue.checkout(NOW, &mut self.effects);
-            for delivery in self.effects.deliveries.clone() {
-                self.encode(&delivery, first, out);
-            }
-            self.queue.finish(&mut self.effects);
-            assert!(self.effects.deliveries.is_empty());
+            self.queue.checkout(self.now, &mut self.effects);
+            self.hand_over(first, out);
             let mut was_granted = false;
             for key in std::mem::take(&mut self.effects.exhausted) {
                 let (consumer, member) = self.find(key);
@@ -286,36 +414,49 @@ impl Driver {
                 }
             }
             if !was_granted {
-                return;
+                break;
             }
+        }
+        self.queue.expire(self.now, &mut self.effects);
+        self.hand_over(first, out);
+        self.effects.end_drive();
+        assert!(self.effects.is_idle());
+    }
+
+    /// Encodes deliveries and copies dead letters, while their content is there.
+    fn hand_over(&mut self, first: usize, out: &mut Outcome) {
+        for delivery in self.effects.deliveries.clone() {
+            self.encode(&delivery, first, out);
+        }
+        for dead in &self.effects.dead {
+            out.dead.push((self.message(dead.origin, first), dead.reason));
+        }
+        self.queue.finish(&mut self.effects);
+        assert!(self.effects.is_idle() || !self.effects.exhausted.is_empty());
+    }
+
+    fn message(&self, origin: Origin, first: usize) -> usize {
+        match origin {
+            Origin::Staged(token) => first + token as usize,
+            Origin::Stored(at) => recognise(&self.samples, &self.queue.content(at)),
         }
     }
 
     fn encode(&mut self, delivery: &Delivery, first: usize, out: &mut Outcome) {
         let (consumer, member) = self.find(delivery.consumer);
         assert_eq!(delivery.slot.is_none(), member.subscription.no_ack);
-        let message = match delivery.origin {
-            Origin::Staged(token) => first + token as usize,
-            Origin::Stored(at) => recognise(&self.samples, &self.queue.content(at)),
-        };
-        let is_counted = delivery.counted;
-        let settled_by =
-            self.note(message, delivery.slot, delivery.returns > 0, Some(consumer), is_counted);
-        out.deliveries.push(Delivered {
-            consumer,
-            message,
-            redelivered: delivery.returns > 0,
-            delivery: settled_by,
-            is_counted,
-        });
+        let message = self.message(delivery.origin, first);
+        let Delivery { slot, returns, counted: is_counted, .. } = *delivery;
+        let delivery = self.note(message, slot, returns, Some(consumer), is_counted);
+        out.deliveries.push(Delivered { consumer, message, returns, delivery, is_counted });
     }
 
-    fn take_one(&mut self, no_ack: bool) -> Option<(usize, bool, Option<usize>)> {
-        let got = self.queue.get(no_ack, NOW, &mut self.effects)?;
+    fn take_one(&mut self, no_ack: bool) -> Option<(usize, u32, Option<usize>)> {
+        let got = self.queue.get(no_ack, self.now, &mut self.effects)?;
         assert_eq!(got.slot.is_none(), no_ack);
         let message = recognise(&self.samples, &self.queue.got_content(&got));
         self.queue.finish_get(&got, &mut self.effects);
-        Some((message, got.returns > 0, self.note(message, got.slot, got.returns > 0, None, false)))
+        Some((message, got.returns, self.note(message, got.slot, got.returns, None, false)))
     }
 
     /// Notes a delivery; answers the number that settles it, if anything needs to.
@@ -323,13 +464,13 @@ impl Driver {
         &mut self,
         message: usize,
         slot: Option<Slot>,
-        redelivered: bool,
+        returns: u32,
         consumer: Option<usize>,
         is_counted: bool,
     ) -> Option<usize> {
         let sample = &mut self.samples[message];
-        let was_delivered = sample.times_delivered > 0;
-        assert_eq!(redelivered, was_delivered, "message {message} says whether it is new");
+        assert_eq!(returns, sample.times_delivered, "message {message} knows how often it came");
+        assert!(sample.expires_at.is_none_or(|at| at >= self.now.0), "message {message} is dead");
         sample.times_delivered += 1;
         let delivery = self.slots.len();
         self.slots.push(slot?);
@@ -344,17 +485,26 @@ impl Driver {
         (consumer, member)
     }
 
+    pub(super) fn next_deadline(&self) -> Option<Millis> {
+        self.queue.next_deadline()
+    }
+
     /// Checks what must hold after each command, whatever it was. `holds` tells which messages
     /// should still be there.
     pub(super) fn check(&self, holds: impl Fn(usize) -> bool) {
         self.queue.check_invariants();
-        let slots: BTreeSet<String> =
-            self.outstanding.iter().map(|it| format!("{:?}", self.slots[it.delivery])).collect();
+        let slots: HashSet<Slot> =
+            self.outstanding.iter().map(|it| self.slots[it.delivery]).collect();
         assert_eq!(slots.len(), self.outstanding.len(), "slots name one delivery each");
+        for slot in &self.slots {
+            assert_eq!(self.queue.holds(*slot), slots.contains(slot), "what is settled is gone");
+        }
         for (consumer, member) in self.members.iter().enumerate() {
             let prefetch = member.subscription.prefetch as usize;
-            let held = self.outstanding.iter().filter(|it| it.consumer == Some(consumer)).count();
-            assert!(prefetch == 0 || held <= prefetch, "consumer {consumer} holds {held}");
+            let held = self.outstanding.iter().filter(|it| it.consumer == Some(consumer));
+            let held: HashSet<Slot> = held.map(|it| self.slots[it.delivery]).collect();
+            assert!(prefetch == 0 || held.len() <= prefetch, "consumer {consumer} holds {held:?}");
+            assert_eq!(self.queue.held_by(member.key).collect::<HashSet<Slot>>(), held);
         }
         let used = self.gate.used.load(Ordering::Relaxed);
         assert!(self.gate.limit == 0 || used <= self.gate.limit, "{used} went through the gate");
@@ -363,13 +513,16 @@ impl Driver {
         }
     }
 
-    /// Checks that a queue in which nothing is left has let go of everything.
+    /// Checks that a queue in which nothing is left has let go of everything, but for a small
+    /// segment for each lane that was used.
     pub(super) fn check_empty(&self) {
         assert_eq!((self.queue.ready(), self.queue.unsettled()), (0, 0));
         assert_eq!(self.queue.backlog_bytes(), 0);
         assert_eq!(self.gate.used.load(Ordering::Relaxed), 0);
+        let priorities: HashSet<u8> = self.samples.iter().filter_map(|it| it.priority).collect();
         let memory = self.queue.memory();
-        assert!(memory <= EMPTY_BYTES_MAX, "an empty queue holds {memory} bytes");
+        let memory_max = (1 + priorities.len()) * SMALL_SEGMENT_BYTES + TABLE_BYTES_MAX;
+        assert!(memory <= memory_max, "an empty queue holds {memory} bytes");
         let mut shared = self.samples.iter().filter(|sample| sample.is_shared());
         assert!(shared.all(|sample| sample.body.is_unique()));
     }

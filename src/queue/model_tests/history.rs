@@ -1,13 +1,14 @@
-//! Random histories: what publishers, consumers and channels may do to one queue.
+//! Random histories: what publishers, consumers, channels and operators may do to one queue.
 //!
 //! Owns the shape of a history and how likely each step is. Steps name deliveries and consumers by
 //! small numbers that are resolved when they run, so that a history stays meaningful when proptest
 //! shortens it. It knows nothing of what the steps lead to.
 
 use proptest::collection::vec;
+use proptest::option::weighted;
 use proptest::prelude::*;
 
-use crate::queue::{Overflow, SHARED_BODY_MIN, Settings};
+use crate::queue::{Kind, Overflow, SHARED_BODY_MIN, Settings};
 
 /// The life of one queue.
 #[derive(Clone, Debug)]
@@ -21,18 +22,19 @@ pub(super) struct History {
 /// One thing that happens to the queue.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// One batch: settlements, then publishes.
+    /// One batch: settlements, then publishes; or the other way round.
     Commit {
         settles: Vec<Pick>,
         publishes: Vec<Payload>,
+        publishes_first: bool,
     },
     /// Many small publishes in one batch.
     Burst {
         count: u16,
+        priority: Option<u8>,
+        expiration_ms: Option<u64>,
     },
-    SettleAll {
-        requeue: bool,
-    },
+    SettleAll(Settlement),
     Subscribe(Subscription),
     Cancel(ConsumerPick),
     Get {
@@ -44,6 +46,22 @@ pub(super) enum Step {
         window: u32,
     },
     Reopen,
+    /// Time goes by, and nobody looks.
+    Wait {
+        ms: u64,
+    },
+    /// What is due is looked after.
+    Tick,
+    /// Another policy takes effect. The queue keeps its structure.
+    Configure(Settings),
+}
+
+/// What becomes of a delivered message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Settlement {
+    Done,
+    Reject,
+    Requeue,
 }
 
 /// A run of deliveries to settle.
@@ -52,7 +70,7 @@ pub(super) struct Pick {
     /// Where the run begins.
     pub(super) at: u8,
     pub(super) count: u8,
-    pub(super) requeue: bool,
+    pub(super) settlement: Settlement,
     /// Whether to choose among all deliveries there ever were, the settled ones included.
     pub(super) stale: bool,
     /// Whether each is settled a second time.
@@ -66,24 +84,32 @@ pub(super) struct ConsumerPick {
     pub(super) stale: bool,
 }
 
-/// The sizes of a message.
+/// The sizes of a message, and the properties with a meaning.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Payload {
     pub(super) body_len: usize,
     /// Bytes of the routing key beyond the four that carry the message's number.
     pub(super) key_pad: usize,
-    /// Bytes of the content header beyond the fixed ones.
-    pub(super) header_pad: usize,
+    /// Bytes of a text among the properties: `content-type` or, if odd, `message-id`, which stand
+    /// before and after the others. 0 for neither.
+    pub(super) text_len: u8,
+    pub(super) priority: Option<u8>,
+    pub(super) expiration_ms: Option<u64>,
 }
 
 impl Payload {
-    /// Bytes of a content header without properties (AMQP 0-9-1, 4.2.6.1).
-    pub(super) const HEADER_FIXED: usize = 14;
+    pub(super) const SMALL: Self =
+        Self { body_len: 1, key_pad: 0, text_len: 0, priority: None, expiration_ms: None };
 
     /// What a byte window is charged for a delivery: the message and a fixed overhead.
     pub(super) fn cost(&self) -> i64 {
         let address = 2 + 4 + self.key_pad;
-        (64 + address + Self::HEADER_FIXED + self.header_pad + self.body_len) as i64
+        // Class, weight, body size and flags (AMQP 0-9-1, 4.2.6.1).
+        let mut header = 2 + 2 + 8 + 2;
+        header += usize::from(self.text_len) + usize::from(self.text_len > 0);
+        header += usize::from(self.priority.is_some());
+        header += self.expiration_ms.map_or(0, |ms| 1 + ms.to_string().len());
+        (64 + address + header + self.body_len) as i64
     }
 }
 
@@ -99,6 +125,9 @@ pub(super) struct Subscription {
     /// Whether its window is filled again as soon as it is used up, as long as there is room in
     /// its outbox; otherwise it waits for [`Step::Grant`].
     pub(super) has_room: bool,
+    /// Whether the broker may cancel it when it holds a delivery for too long. Otherwise its
+    /// channel is closed, and what it holds comes back later.
+    pub(super) knows_cancel: bool,
 }
 
 pub(super) fn arb_history() -> impl Strategy<Value = History> {
@@ -111,25 +140,71 @@ pub(super) fn arb_history() -> impl Strategy<Value = History> {
     })
 }
 
+/// Most queues have few of the features at a time, so that these get room to show.
 fn arb_settings() -> impl Strategy<Value = Settings> {
-    let length_max = prop_oneof![2 => Just(None), 2 => (0..12_u64).prop_map(Some)];
-    let bytes_max = prop_oneof![2 => Just(None), 1 => (0..20_000_u64).prop_map(Some)];
-    let overflow = prop_oneof![Just(Overflow::DropHead), Just(Overflow::RejectPublish)];
-    (length_max, bytes_max, overflow).prop_map(|(length_max, bytes_max, overflow)| Settings {
-        length_max,
-        bytes_max,
-        overflow: Some(overflow),
-        ..Settings::default()
+    let kind = prop_oneof![2 => Just(Kind::Classic), 1 => Just(Kind::Quorum)];
+    let priority_max = prop_oneof![2 => 0..4_u8, 1 => 4..=255_u8, 1 => Just(255)];
+    let structure = (kind, weighted(0.4, priority_max), prop::bool::weighted(0.2));
+    (structure, arb_policy()).prop_map(|((kind, priority_max, single), policy)| Settings {
+        kind,
+        priority_max: priority_max.filter(|_| kind == Kind::Classic),
+        single_active_consumer: single,
+        ..policy
     })
 }
 
+/// What policies can change.
+fn arb_policy() -> impl Strategy<Value = Settings> {
+    let overflow = prop_oneof![
+        Just(Overflow::DropHead),
+        Just(Overflow::RejectPublish),
+        Just(Overflow::RejectPublishDlx)
+    ];
+    let timeout_ms = prop_oneof![1 => Just(0), 4 => 1..500_u64];
+    let limits = (weighted(0.35, 0..12_u64), weighted(0.2, 0..20_000_u64), weighted(0.8, overflow));
+    let lives = (weighted(0.3, arb_ttl()), weighted(0.3, timeout_ms));
+    let endings = (any::<bool>(), weighted(0.3, 0..4_u32));
+    (limits, lives, endings).prop_map(
+        |((length_max, bytes_max, overflow), (message_ttl_ms, timeout_ms), (dlx, limit))| {
+            Settings {
+                length_max,
+                bytes_max,
+                overflow,
+                message_ttl_ms,
+                consumer_timeout_ms: timeout_ms,
+                dead_letter_exchange: dlx.then(|| "dlx".into()),
+                delivery_limit: limit,
+                ..Settings::default()
+            }
+        },
+    )
+}
+
+/// A time to live (milliseconds), up to the longest that is accepted.
+fn arb_ttl() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(0), 6 => 1..10_u64, 6 => 10..400_u64, 1 => Just(315_360_000_000)]
+}
+
+fn arb_priority() -> impl Strategy<Value = Option<u8>> {
+    weighted(0.6, prop_oneof![3 => 0..4_u8, 2 => 4..7_u8, 1 => 7..=255_u8, 1 => Just(255)])
+}
+
 fn arb_step() -> impl Strategy<Value = Step> {
-    let commit = (vec(arb_pick(), 0..3), vec(arb_payload(), 0..6))
-        .prop_map(|(settles, publishes)| Step::Commit { settles, publishes });
+    let commit = (vec(arb_pick(), 0..3), vec(arb_payload(), 0..6), prop::bool::weighted(0.2))
+        .prop_map(|(settles, publishes, publishes_first)| Step::Commit {
+            settles,
+            publishes,
+            publishes_first,
+        });
+    let count = prop_oneof![2 => 70..300_u16, 1 => 1050..1200_u16];
+    let burst = (count, arb_priority(), weighted(0.7, arb_ttl())).prop_map(
+        |(count, priority, expiration_ms)| Step::Burst { count, priority, expiration_ms },
+    );
+    let wait = prop_oneof![3 => 1..6_u64, 3 => 6..120_u64, 1 => 120..2_000_u64];
     prop_oneof![
         200 => commit,
-        1 => (1050..1200_u16).prop_map(|count| Step::Burst { count }),
-        15 => any::<bool>().prop_map(|requeue| Step::SettleAll { requeue }),
+        2 => burst,
+        15 => arb_settlement().prop_map(Step::SettleAll),
         45 => arb_subscription().prop_map(Step::Subscribe),
         20 => arb_consumer_pick().prop_map(Step::Cancel),
         30 => any::<bool>().prop_map(|no_ack| Step::Get { no_ack }),
@@ -137,18 +212,25 @@ fn arb_step() -> impl Strategy<Value = Step> {
         50 => (arb_consumer_pick(), arb_window())
             .prop_map(|(consumer, window)| Step::Grant { consumer, window }),
         30 => Just(Step::Reopen),
+        70 => wait.prop_map(|ms| Step::Wait { ms }),
+        50 => Just(Step::Tick),
+        8 => arb_policy().prop_map(Step::Configure),
+    ]
+}
+
+fn arb_settlement() -> impl Strategy<Value = Settlement> {
+    prop_oneof![
+        2 => Just(Settlement::Done),
+        1 => Just(Settlement::Reject),
+        3 => Just(Settlement::Requeue)
     ]
 }
 
 fn arb_pick() -> impl Strategy<Value = Pick> {
-    let flags = (any::<bool>(), prop::bool::weighted(0.15), prop::bool::weighted(0.1));
-    (any::<u8>(), 1..5_u8, flags).prop_map(|(at, count, (requeue, stale, twice))| Pick {
-        at,
-        count,
-        requeue,
-        stale,
-        twice,
-    })
+    let flags = (prop::bool::weighted(0.15), prop::bool::weighted(0.1));
+    (any::<u8>(), 1..5_u8, arb_settlement(), flags).prop_map(
+        |(at, count, settlement, (stale, twice))| Pick { at, count, settlement, stale, twice },
+    )
 }
 
 fn arb_consumer_pick() -> impl Strategy<Value = ConsumerPick> {
@@ -164,11 +246,16 @@ fn arb_payload() -> impl Strategy<Value = Payload> {
         2 => 8_000..SHARED_BODY_MIN,
         1 => SHARED_BODY_MIN..SHARED_BODY_MIN + 2_000,
     ];
-    (body_len, 0..40_usize, 0..60_usize).prop_map(|(body_len, key_pad, header_pad)| Payload {
-        body_len,
-        key_pad,
-        header_pad,
-    })
+    let text_len = prop_oneof![1 => Just(0), 2 => 1..60_u8];
+    (body_len, 0..40_usize, text_len, arb_priority(), weighted(0.3, arb_ttl())).prop_map(
+        |(body_len, key_pad, text_len, priority, expiration_ms)| Payload {
+            body_len,
+            key_pad,
+            text_len,
+            priority,
+            expiration_ms,
+        },
+    )
 }
 
 fn arb_window() -> impl Strategy<Value = u32> {
@@ -177,51 +264,110 @@ fn arb_window() -> impl Strategy<Value = u32> {
 
 fn arb_subscription() -> impl Strategy<Value = Subscription> {
     let no_ack = prop::bool::weighted(0.3);
-    let flags = (no_ack, prop::bool::weighted(0.4), any::<bool>());
+    let flags = (no_ack, prop::bool::weighted(0.4), any::<bool>(), any::<bool>());
     (0..6_u32, -1..2_i64, arb_window(), flags).prop_map(
-        |(prefetch, priority, window, (no_ack, is_gated, has_room))| Subscription {
+        |(prefetch, priority, window, (no_ack, is_gated, has_room, knows_cancel))| Subscription {
             no_ack,
             prefetch,
             priority,
             window,
             is_gated,
             has_room,
+            knows_cancel,
         },
     )
 }
 
 impl History {
-    /// The same history with consumers whose windows are filled by [`Step::Grant`] only: the only
-    /// other moment is the end of a batch, which would depend on where batches end.
-    pub(super) fn with_windows_left_alone(mut self) -> Self {
+    fn every_policy(&mut self, change: impl Fn(&mut Settings)) {
+        change(&mut self.settings);
         for step in &mut self.steps {
-            if let Step::Subscribe(subscription) = step {
-                subscription.has_room = false;
+            if let Step::Configure(settings) = step {
+                change(settings);
             }
         }
+    }
+
+    fn every_message(&mut self, change: impl Fn(&mut Option<u8>, &mut Option<u64>)) {
+        for step in &mut self.steps {
+            match step {
+                Step::Commit { publishes, .. } => {
+                    for it in publishes {
+                        change(&mut it.priority, &mut it.expiration_ms);
+                    }
+                }
+                Step::Burst { priority, expiration_ms, .. } => change(priority, expiration_ms),
+                _ => {}
+            }
+        }
+    }
+
+    /// The same history without what depends, by design, on where batches of publishes end:
+    ///
+    /// - the windows of consumers are filled by [`Step::Grant`] only, as the other moment is the
+    ///   end of a batch;
+    /// - settlements come first in a batch, as what they bring back goes before what is published;
+    /// - all messages have one priority, as a batch gives away its most urgent message first;
+    /// - where room is limited nothing expires, as what is dead and in the way leaves for either
+    ///   reason, and what expires at once waits for the end of its batch;
+    /// - no consumer times out, as that needs no batches at all.
+    pub(super) fn with_batches_of_no_account(mut self) -> Self {
+        for step in &mut self.steps {
+            match step {
+                Step::Subscribe(subscription) => subscription.has_room = false,
+                Step::Commit { publishes_first, .. } => *publishes_first = false,
+                _ => {}
+            }
+        }
+        self.every_message(|priority, _| *priority = None);
+        let may_expire = !self.is_limited();
+        self.every_policy(|policy| {
+            policy.consumer_timeout_ms = None;
+            policy.message_ttl_ms = policy.message_ttl_ms.filter(|_| may_expire);
+        });
+        self.every_message(|_, expiration_ms| {
+            *expiration_ms = expiration_ms.filter(|_| may_expire);
+        });
         self
     }
 
+    /// Whether a limit ever holds.
+    fn is_limited(&self) -> bool {
+        let policies = self.steps.iter().filter_map(|step| match step {
+            Step::Configure(settings) => Some(settings),
+            _ => None,
+        });
+        let mut policies = policies.chain([&self.settings]);
+        policies.any(|policy| policy.length_max.is_some() || policy.bytes_max.is_some())
+    }
+
     /// The same history, reduced to what does not depend on the order in which the settlements of
-    /// one batch come back: every consumer acknowledges within its own prefetch and stays, and
-    /// messages are requeued one at a time.
+    /// one batch come back: every consumer acknowledges within its own prefetch and stays,
+    /// messages are requeued one at a time, and none expires in the very millisecond of a batch
+    /// (times to live are odd, steps of time even).
     pub(super) fn with_credit_alone(mut self) -> Self {
         self.steps.retain(|step| !matches!(step, Step::Cancel(_)));
+        self.every_policy(|policy| policy.message_ttl_ms = policy.message_ttl_ms.map(|ms| ms | 1));
+        self.every_message(|_, expiration_ms| *expiration_ms = expiration_ms.map(|ms| ms | 1));
         for step in &mut self.steps {
             match step {
                 Step::Subscribe(it) => {
                     (it.no_ack, it.is_gated, it.window) = (false, false, u32::MAX);
                     it.prefetch = it.prefetch.max(1);
                 }
-                Step::Commit { settles, publishes } => {
+                Step::Commit { settles, publishes, .. } => {
                     let alone = settles.len() == 1 && publishes.is_empty();
                     for pick in settles {
                         (pick.stale, pick.twice) = (false, false);
-                        pick.requeue &= alone && pick.count == 1;
+                        let is_requeue = pick.settlement == Settlement::Requeue;
+                        if is_requeue && !(alone && pick.count == 1) {
+                            pick.settlement = Settlement::Done;
+                        }
                     }
                 }
                 Step::Grant { window, .. } => *window = u32::MAX,
-                Step::SettleAll { requeue } => *requeue = false,
+                Step::SettleAll(it) if *it == Settlement::Requeue => *it = Settlement::Done,
+                Step::Wait { ms } => *ms &= !1,
                 _ => {}
             }
         }

@@ -1,20 +1,27 @@
 //! The naive reference: what a queue should do, with nothing clever in it.
 //!
 //! Owns a plain list of messages in order of arrival, in which a message keeps its place until it
-//! is gone, and finds everything else (who holds what, what is counted, what is ready) by walking
-//! it. It shares no code with the queue.
+//! is gone, and finds everything else (who holds what, what is counted, what is ready, which one is
+//! next, what is due) by walking it. It shares no code with the queue, but for the numbers that
+//! bound a drive.
 
-use crate::queue::{Overflow, Settings};
+use std::collections::BTreeMap;
 
-use super::history::{Payload, Subscription};
-use super::{Command, Counts, Delivered, Outcome};
+use crate::clock::Millis;
+use crate::queue::{DROPS_MAX, EXPIRIES_MAX, Kind, OVERDUE_LOOK_MS, Overflow, Reason, Settings};
+
+use super::history::{Payload, Settlement, Subscription};
+use super::{Command, Counts, Delivered, Operation, Outcome};
 
 #[derive(Debug)]
 struct Message {
     number: usize,
     body_len: u64,
     cost: i64,
-    came_back: bool,
+    /// Of those with the same level, the first one goes first.
+    level: u8,
+    expires_at: Option<u64>,
+    returns: u32,
     /// `None` when it is ready.
     taken: Option<Taken>,
 }
@@ -25,6 +32,9 @@ struct Taken {
     /// `None` for `basic.get`.
     consumer: Option<usize>,
     is_counted: bool,
+    since: u64,
+    /// Whether it was found to be overdue before.
+    was_reported: bool,
 }
 
 #[derive(Debug)]
@@ -43,45 +53,63 @@ struct Consumer {
 pub(super) struct Reference {
     settings: Settings,
     gate_limit: u32,
+    now: u64,
     /// Ready and unsettled ones, in order of arrival.
     messages: Vec<Message>,
     consumers: Vec<Consumer>,
+    /// The one that receives, where only one may.
+    active: Option<usize>,
     published: usize,
     deliveries: usize,
     subscribed: usize,
     turns: u64,
+    /// Of a quorum queue: messages of high priority that went since one of normal priority did.
+    high_in_a_row: usize,
+    /// Who used up a window since windows were last filled.
+    used_up: Vec<usize>,
+    /// What went in this drive, and whether the last one stopped at a bound.
+    expired: usize,
+    dropped: usize,
+    was_bounded: bool,
+    last_tick: Option<u64>,
     outcome: Outcome,
 }
 
 impl Reference {
-    pub(super) fn new(settings: Settings, gate_limit: u32) -> Self {
+    pub(super) fn new(settings: Settings, gate_limit: u32, now: Millis) -> Self {
         Self {
             settings,
             gate_limit,
+            now: now.0,
             messages: Vec::new(),
             consumers: Vec::new(),
+            active: None,
             published: 0,
             deliveries: 0,
             subscribed: 0,
             turns: 0,
+            high_in_a_row: 0,
+            used_up: Vec::new(),
+            expired: 0,
+            dropped: 0,
+            was_bounded: false,
+            last_tick: None,
             outcome: Outcome::default(),
         }
     }
 
     pub(super) fn apply(&mut self, command: &Command) -> Outcome {
         match command {
-            Command::Commit { settled, published } => {
-                for (delivery, requeue) in settled {
-                    self.settle(*delivery, *requeue);
-                }
-                for payload in published {
-                    self.publish(payload);
-                }
-                self.deliver();
-            }
+            Command::Commit(operations) => self.commit(operations),
             Command::Subscribe(subscription) => self.subscribe(*subscription),
-            Command::Cancel(consumer) => self.consumers.retain(|it| it.number != *consumer),
-            Command::Get { no_ack } => self.take_one(*no_ack),
+            Command::Cancel(consumer) => {
+                self.cancel(*consumer);
+                self.drive();
+            }
+            Command::Get { no_ack } => {
+                self.take_one(*no_ack);
+                self.drive();
+            }
             Command::Purge => {
                 let before = self.messages.len();
                 self.messages.retain(|message| message.taken.is_some());
@@ -89,6 +117,13 @@ impl Reference {
             }
             Command::Grant { consumer, window } => self.grant(*consumer, *window),
             Command::Reopen => self.reopen(),
+            Command::Wait { ms } => self.now += ms,
+            Command::Tick { overdue } => self.tick(overdue),
+            Command::Configure(policy) => {
+                // What waits keeps its time.
+                self.settings = policy.clone();
+                self.drive();
+            }
         }
         self.outcome.counts = self.counts();
         std::mem::take(&mut self.outcome)
@@ -97,6 +132,45 @@ impl Reference {
     /// Whether the queue still holds a message, ready or unsettled.
     pub(super) fn holds(&self, number: usize) -> bool {
         self.messages.iter().any(|message| message.number == number)
+    }
+
+    /// Checks when the queue wants to be looked at again: not after anything is due, and not at all
+    /// if nothing will be.
+    pub(super) fn check_deadline(&self, deadline: Option<Millis>, command: &Command) {
+        let deadline = deadline.map(|at| at.0);
+        if self.is_to_drop() {
+            assert!(deadline.is_some_and(|at| at <= self.now), "there is more to drop");
+            return;
+        }
+        let heads = self.heads();
+        let expiry = heads.values().filter_map(|at| self.messages[*at].expires_at).min();
+        let Some(timeout_ms) = self.timeout_ms() else {
+            assert_eq!(deadline, expiry, "nothing but expiry has a time");
+            return;
+        };
+        let taken = self.messages.iter().filter_map(|message| message.taken.as_ref());
+        let unreported = taken.filter(|taken| !taken.was_reported);
+        let may_look = self.last_tick.map_or(0, |at| at + OVERDUE_LOOK_MS);
+        let looks = unreported.map(|taken| (taken.since + timeout_ms).max(may_look));
+        if let Some(due) = looks.chain(expiry).min() {
+            let due = due.max(self.now);
+            assert!(deadline.is_some_and(|at| at <= due), "{deadline:?} is later than {due}");
+        }
+        if matches!(command, Command::Tick { .. }) && !self.was_bounded {
+            assert!(deadline.is_none_or(|at| at > self.now), "a tick would follow the other");
+        }
+    }
+
+    fn timeout_ms(&self) -> Option<u64> {
+        self.settings.consumer_timeout_ms.filter(|timeout_ms| *timeout_ms != 0)
+    }
+
+    fn is_limited(&self) -> bool {
+        self.settings.length_max.is_some() || self.settings.bytes_max.is_some()
+    }
+
+    fn has_dlx(&self) -> bool {
+        self.settings.dead_letter_exchange.is_some()
     }
 
     fn counts(&self) -> Counts {
@@ -109,22 +183,65 @@ impl Reference {
         }
     }
 
+    fn commit(&mut self, operations: &[Operation]) {
+        let mut has_room = false;
+        for operation in operations {
+            match operation {
+                Operation::Settle(delivery, settlement) => {
+                    self.settle(*delivery, *settlement);
+                    has_room = true;
+                }
+                Operation::Publish(payload) => {
+                    if self.is_limited() && (has_room || !self.used_up.is_empty()) {
+                        self.drive();
+                        has_room = false;
+                    }
+                    self.publish(payload);
+                }
+            }
+        }
+        self.drive();
+    }
+
     fn subscribe(&mut self, subscription: Subscription) {
         let number = self.subscribed;
         let window = i64::from(subscription.window);
         self.subscribed += 1;
         let consumer = Consumer { number, subscription, window, turn: None, is_stopped: false };
         self.consumers.push(consumer);
+        self.elect();
         self.wait_for_turn(number);
-        self.deliver();
+        self.drive();
+    }
+
+    fn cancel(&mut self, consumer: usize) {
+        self.consumers.retain(|it| it.number != consumer);
+        self.elect();
+    }
+
+    /// Where only one consumer may receive, it does until it is gone. Then it is the one of the
+    /// highest priority that came first.
+    fn elect(&mut self) {
+        let is_there = |number| self.consumers.iter().any(|it| it.number == number);
+        if self.settings.single_active_consumer && !self.active.is_some_and(is_there) {
+            let best = self
+                .consumers
+                .iter()
+                .max_by_key(|it| (it.subscription.priority, std::cmp::Reverse(it.number)));
+            self.active = best.map(|it| it.number);
+        }
     }
 
     fn grant(&mut self, consumer: usize, window: u32) {
+        self.fill(consumer, i64::from(window));
+        self.drive();
+    }
+
+    fn fill(&mut self, consumer: usize, window: i64) {
         if let Some(it) = self.consumers.iter_mut().find(|it| it.number == consumer) {
-            it.window = i64::from(window);
+            it.window = window;
         }
         self.wait_for_turn(consumer);
-        self.deliver();
     }
 
     /// Those who were stopped go to the end of the line, in the order in which they stood there.
@@ -137,105 +254,236 @@ impl Reference {
             consumer.turn = Some(self.turns);
             self.turns += 1;
         }
-        self.deliver();
+        self.drive();
+    }
+
+    /// Checks what was found to be overdue, and ends who can be told: a consumer that knows, and
+    /// whoever holds a message without being a consumer.
+    fn tick(&mut self, overdue: &[usize]) {
+        let timeout_ms = self.timeout_ms();
+        for message in &mut self.messages {
+            let Some(taken) = &mut message.taken else { continue };
+            let is_due = timeout_ms.is_some_and(|timeout_ms| taken.since + timeout_ms <= self.now);
+            if overdue.contains(&taken.delivery) {
+                assert!(is_due, "delivery {} is not overdue", taken.delivery);
+                taken.was_reported = true;
+            } else if is_due && !taken.was_reported {
+                let looked = self.last_tick.is_some_and(|at| self.now < at + OVERDUE_LOOK_MS);
+                assert!(looked, "delivery {} is overdue", taken.delivery);
+            }
+        }
+        self.last_tick = Some(self.now);
+        for delivery in overdue {
+            let taken = self.messages.iter().filter_map(|it| it.taken.as_ref());
+            let holder = taken.clone().find(|it| it.delivery == *delivery).map(|it| it.consumer);
+            let Some(holder) = holder else { continue };
+            let consumer = self.consumers.iter().find(|it| Some(it.number) == holder);
+            match consumer {
+                Some(it) if it.subscription.knows_cancel => {
+                    let number = it.number;
+                    let held = taken.filter(|it| it.consumer == holder).map(|it| it.delivery);
+                    for delivery in held.collect::<Vec<usize>>() {
+                        self.settle(delivery, Settlement::Requeue);
+                    }
+                    self.cancel(number);
+                }
+                Some(_) => {}
+                None => self.settle(*delivery, Settlement::Requeue),
+            }
+        }
+        // What comes back at once comes in no particular order.
+        self.outcome.dead.sort_by_key(|(message, _)| *message);
+        self.drive();
     }
 
     fn take_one(&mut self, no_ack: bool) {
-        let Some(at) = self.messages.iter().position(|message| message.taken.is_none()) else {
-            return;
-        };
-        let (number, came_back) = (self.messages[at].number, self.messages[at].came_back);
-        let delivery = self.hand_out(at, no_ack, None, false);
-        self.outcome.got = Some((number, came_back, delivery));
+        loop {
+            let Some(at) = self.next() else { return };
+            self.note_taken(at);
+            if self.messages[at].expires_at.is_none_or(|expiry| expiry > self.now) {
+                let (number, returns) = (self.messages[at].number, self.messages[at].returns);
+                let delivery = self.hand_out(at, no_ack, None, false);
+                self.outcome.got = Some((number, returns, delivery));
+                return;
+            }
+            self.bury(at, Reason::Expired);
+        }
     }
 
-    fn settle(&mut self, delivery: usize, requeue: bool) {
+    fn settle(&mut self, delivery: usize, settlement: Settlement) {
         let holds = |message: &Message| message.taken.as_ref().map(|it| it.delivery);
         let at = self.messages.iter().position(|message| holds(message) == Some(delivery));
         let Some(at) = at else { return };
         let taken = self.messages[at].taken.take().expect("found by it");
-        if requeue {
-            self.messages[at].came_back = true;
-        } else {
-            self.messages.remove(at);
+        let returns = self.messages[at].returns;
+        match settlement {
+            Settlement::Done => drop(self.messages.remove(at)),
+            Settlement::Reject => self.bury(at, Reason::Rejected),
+            Settlement::Requeue if self.settings.delivery_limit.is_some_and(|n| returns >= n) => {
+                self.bury(at, Reason::DeliveryLimit);
+            }
+            Settlement::Requeue => self.messages[at].returns += 1,
         }
         if let Some(consumer) = taken.consumer {
             self.wait_for_turn(consumer);
         }
     }
 
+    /// A message leaves for good.
+    fn bury(&mut self, at: usize, reason: Reason) {
+        let message = self.messages.remove(at);
+        if self.has_dlx() {
+            self.outcome.dead.push((message.number, reason));
+        }
+    }
+
     fn publish(&mut self, payload: &Payload) {
         let number = self.published;
         self.published += 1;
-        let is_limited = self.settings.length_max.is_some() || self.settings.bytes_max.is_some();
-        if is_limited {
+        if self.is_limited() {
             // Whoever can take what is there makes room before the limits are looked at.
-            self.deliver();
+            self.assign();
         }
         let body_len = payload.body_len as u64;
-        if self.settings.overflow == Some(Overflow::RejectPublish)
-            && self.is_beyond_limits(1, body_len)
-        {
+        if !self.drops_head() && self.is_beyond_limits(1, body_len) {
             self.outcome.rejected.push(number);
+            if self.settings.overflow == Some(Overflow::RejectPublishDlx) && self.has_dlx() {
+                self.outcome.dead.push((number, Reason::MaxLength));
+            }
             return;
         }
-        let cost = payload.cost();
-        self.messages.push(Message { number, body_len, cost, came_back: false, taken: None });
-        if is_limited {
-            self.deliver();
-        } else {
-            self.deliver_in_order();
+        let ttl_ms = match (self.settings.message_ttl_ms, payload.expiration_ms) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let none_waits = self.next().is_none();
+        self.messages.push(Message {
+            number,
+            body_len,
+            cost: payload.cost(),
+            level: self.level(payload.priority.unwrap_or(0)),
+            expires_at: ttl_ms.map(|ttl_ms| self.now + ttl_ms),
+            returns: 0,
+            taken: None,
+        });
+        // What needs no keeping is passed on at once; the rest waits for the end of the batch.
+        let next = self.waiting().min_by_key(|(_, it)| (-it.subscription.priority, it.turn));
+        if none_waits && next.is_some_and(|(_, it)| it.subscription.no_ack) {
+            let (next, is_counted) = self.next_consumer().expect("there is one");
+            self.deliver(self.messages.len() - 1, next, is_counted);
+        } else if self.is_limited() {
+            self.assign();
+            self.drop_from_head();
         }
+    }
+
+    fn level(&self, priority: u8) -> u8 {
+        match (self.settings.kind, self.settings.priority_max) {
+            (Kind::Quorum, _) => u8::from(priority > 4),
+            (Kind::Classic, max) => priority.min(max.unwrap_or(0)),
+        }
+    }
+
+    /// The first ready message of each level.
+    fn heads(&self) -> BTreeMap<u8, usize> {
+        let mut heads = BTreeMap::new();
+        for (at, message) in self.messages.iter().enumerate() {
+            if message.taken.is_none() {
+                heads.entry(message.level).or_insert(at);
+            }
+        }
+        heads
+    }
+
+    /// The message that leaves next.
+    fn next(&self) -> Option<usize> {
+        if self.settings.kind == Kind::Classic && self.settings.priority_max.is_none() {
+            return self.messages.iter().position(|message| message.taken.is_none());
+        }
+        let heads = self.heads();
+        if self.settings.kind == Kind::Quorum
+            && self.high_in_a_row >= 2
+            && let Some(normal) = heads.get(&0)
+        {
+            return Some(*normal);
+        }
+        heads.last_key_value().map(|(_, at)| *at)
+    }
+
+    fn note_taken(&mut self, at: usize) {
+        self.high_in_a_row = if self.messages[at].level > 0 { self.high_in_a_row + 1 } else { 0 };
     }
 
     /// Delivers what can be delivered, and fills windows where there is room, until neither leads
-    /// any further.
-    fn deliver(&mut self) {
+    /// any further. Then what has expired goes.
+    fn drive(&mut self) {
         loop {
-            self.deliver_in_order();
+            self.assign();
             self.drop_from_head();
-            let used_up = self.consumers.iter().filter(|it| it.window <= 0);
-            let with_room = used_up.filter(|it| it.subscription.has_room);
-            let mut numbers: Vec<usize> = with_room.map(|it| it.number).collect();
-            if numbers.is_empty() {
-                return;
+            let mut was_granted = false;
+            for number in std::mem::take(&mut self.used_up) {
+                let Some(it) = self.consumers.iter().find(|it| it.number == number) else {
+                    continue;
+                };
+                if it.subscription.has_room {
+                    self.fill(number, i64::from(it.subscription.window));
+                    was_granted = true;
+                }
             }
-            // They are filled in the order in which they were used up.
-            numbers.sort_by_key(|number| {
-                self.outcome.exhausted.iter().rposition(|it| it == number).expect("reported")
-            });
-            for number in numbers {
-                let it = self.consumers.iter_mut().find(|it| it.number == number);
-                let it = it.expect("found above");
-                it.window = i64::from(it.subscription.window);
-                self.wait_for_turn(number);
+            if !was_granted {
+                break;
             }
+        }
+        while self.expired < EXPIRIES_MAX {
+            let heads = self.heads().into_values().rev();
+            let is_due =
+                |at: &usize| self.messages[*at].expires_at.is_some_and(|expiry| expiry <= self.now);
+            let Some(at) = heads.into_iter().find(is_due) else { break };
+            self.expired += 1;
+            self.bury(at, Reason::Expired);
+        }
+        self.was_bounded = self.expired == EXPIRIES_MAX || self.dropped == DROPS_MAX;
+        (self.expired, self.dropped) = (0, 0);
+    }
+
+    fn assign(&mut self) {
+        while let Some(at) = self.next() {
+            if self.messages[at].expires_at.is_some_and(|expiry| expiry < self.now) {
+                if self.expired == EXPIRIES_MAX {
+                    return;
+                }
+                self.expired += 1;
+                self.note_taken(at);
+                self.bury(at, Reason::Expired);
+                continue;
+            }
+            let Some((next, is_counted)) = self.next_consumer() else { return };
+            self.note_taken(at);
+            self.deliver(at, next, is_counted);
         }
     }
 
-    fn deliver_in_order(&mut self) {
-        while let Some(at) = self.messages.iter().position(|message| message.taken.is_none()) {
-            let Some((next, is_counted)) = self.next_consumer() else { return };
-            let cost = self.messages[at].cost;
-            let consumer = &mut self.consumers[next];
-            let (number, no_ack) = (consumer.number, consumer.subscription.no_ack);
-            consumer.window -= cost;
-            if consumer.window <= 0 {
-                self.outcome.exhausted.push(number);
-            }
-            let (message, redelivered) = (self.messages[at].number, self.messages[at].came_back);
-            let delivery = self.hand_out(at, no_ack, Some(number), is_counted);
-            // Having been served, it goes to the end of the line.
-            self.consumers[next].turn = None;
-            self.wait_for_turn(number);
-            self.outcome.deliveries.push(Delivered {
-                consumer: number,
-                message,
-                redelivered,
-                delivery,
-                is_counted,
-            });
+    fn deliver(&mut self, at: usize, next: usize, is_counted: bool) {
+        let cost = self.messages[at].cost;
+        let consumer = &mut self.consumers[next];
+        let (number, no_ack) = (consumer.number, consumer.subscription.no_ack);
+        consumer.window -= cost;
+        if consumer.window <= 0 {
+            self.outcome.exhausted.push(number);
+            self.used_up.push(number);
         }
+        let (message, returns) = (self.messages[at].number, self.messages[at].returns);
+        let delivery = self.hand_out(at, no_ack, Some(number), is_counted);
+        // Having been served, it goes to the end of the line.
+        self.consumers[next].turn = None;
+        self.wait_for_turn(number);
+        self.outcome.deliveries.push(Delivered {
+            consumer: number,
+            message,
+            returns,
+            delivery,
+            is_counted,
+        });
     }
 
     /// Gives a message away; answers the number that settles it, if anything needs to.
@@ -252,17 +500,25 @@ impl Reference {
         }
         let delivery = self.deliveries;
         self.deliveries += 1;
-        self.messages[at].taken = Some(Taken { delivery, consumer, is_counted });
+        let (since, was_reported) = (self.now, false);
+        let taken = Taken { delivery, consumer, is_counted, since, was_reported };
+        self.messages[at].taken = Some(taken);
         Some(delivery)
+    }
+
+    /// Who waits for a message, with their places.
+    fn waiting(&self) -> impl Iterator<Item = (usize, &Consumer)> {
+        let single = self.settings.single_active_consumer;
+        let may_receive = move |it: &Consumer| !single || self.active == Some(it.number);
+        let waits = move |it: &Consumer| it.turn.is_some() && !it.is_stopped && may_receive(it);
+        self.consumers.iter().enumerate().filter(move |(_, it)| waits(it))
     }
 
     /// The place of whose turn it is, and whether the gate counts the delivery.
     fn next_consumer(&mut self) -> Option<(usize, bool)> {
         loop {
-            let waits = |it: &Consumer| it.turn.is_some() && !it.is_stopped;
-            let waiting = self.consumers.iter().enumerate().filter(|(_, it)| waits(it));
             let key = |it: &Consumer| (-it.subscription.priority, it.turn);
-            let (next, consumer) = waiting.min_by_key(|(_, it)| key(it))?;
+            let (next, consumer) = self.waiting().min_by_key(|(_, it)| key(it))?;
             let subscription = &consumer.subscription;
             if subscription.no_ack || !subscription.is_gated || self.gate_limit == 0 {
                 return Some((next, false));
@@ -293,10 +549,21 @@ impl Reference {
         }
     }
 
+    fn drops_head(&self) -> bool {
+        matches!(self.settings.overflow, None | Some(Overflow::DropHead))
+    }
+
+    /// Whether more is ready than there may be.
+    fn is_to_drop(&self) -> bool {
+        self.drops_head() && self.is_limited() && self.is_beyond_limits(0, 0)
+    }
+
     fn drop_from_head(&mut self) {
-        while self.settings.overflow == Some(Overflow::DropHead) && self.is_beyond_limits(0, 0) {
-            let head = self.messages.iter().position(|message| message.taken.is_none());
-            self.messages.remove(head.expect("a limit is exceeded by something"));
+        while self.is_to_drop() && self.dropped < DROPS_MAX {
+            let head = self.next().expect("a limit is exceeded by something");
+            self.dropped += 1;
+            self.note_taken(head);
+            self.bury(head, Reason::MaxLength);
         }
     }
 
