@@ -3,9 +3,11 @@
 //! Owns the wire form of a run of equal messages and, for verified runs, the stamp in each body.
 //! It knows nothing of sockets, windows or rates.
 
+use std::ops::Range;
+
 use crate::codec::encode;
 use crate::codec::frame::FRAME_OVERHEAD;
-use crate::codec::properties::DELIVERY_MODE;
+use crate::codec::properties::{DELIVERY_MODE, EXPIRATION, PRIORITY};
 
 /// The smallest body that holds a [`Stamp`].
 pub(crate) const STAMP_LEN: usize = 16;
@@ -24,6 +26,10 @@ pub(crate) struct Shape {
     pub(crate) size: usize,
     /// Whether messages carry delivery mode 2.
     pub(crate) is_persistent: bool,
+    /// The priorities 0, 1, ... below this go round; without it, messages carry none.
+    pub(crate) priorities: Option<u8>,
+    /// The messages' expiration in milliseconds.
+    pub(crate) expiration_ms: Option<u32>,
     /// The frame size that was agreed with the broker.
     pub(crate) frame_max: u32,
 }
@@ -57,19 +63,21 @@ impl Stamp {
     }
 }
 
-/// Equal messages, encoded once.
+/// Messages that are equal but for their priorities, encoded once.
 pub(crate) struct Block {
     bytes: Vec<u8>,
     message_len: usize,
     body_offset: usize,
     messages: usize,
+    /// After so many messages the block repeats itself.
+    period: usize,
 }
 
 impl Block {
     /// Encodes as many messages as fit into `bytes_max`, at least one and at most `messages_max`.
     pub(crate) fn new(shape: &Shape, bytes_max: usize, messages_max: usize) -> Self {
         let mut bytes = Vec::with_capacity(bytes_max.max(shape.size + 512));
-        put_message(&mut bytes, shape);
+        put_message(&mut bytes, shape, 0);
         let message_len = bytes.len();
         let frames = shape.size.div_ceil(encode::body_frame_payload_max(shape.frame_max));
         // All body frames stand behind publish and header; the first body byte comes 7 bytes into
@@ -77,40 +85,59 @@ impl Block {
         let body_offset =
             (message_len - shape.size + FRAME_OVERHEAD - 1).saturating_sub(FRAME_OVERHEAD * frames);
         let messages = (bytes_max / message_len).clamp(1, messages_max.max(1));
-        for _ in 1..messages {
-            bytes.extend_from_within(..message_len);
+        // A run may begin at any message of the first period.
+        let period = usize::from(shape.priorities.unwrap_or(1));
+        for priority in 1..period {
+            put_message(&mut bytes, shape, priority as u8);
         }
-        Self { bytes, message_len, body_offset, messages }
+        for number in period..messages + period - 1 {
+            let like = (number % period) * message_len;
+            bytes.extend_from_within(like..like + message_len);
+        }
+        Self { bytes, message_len, body_offset, messages, period }
     }
 
-    /// How many messages the block holds.
+    /// The longest run of messages that the block can give.
     pub(crate) fn messages(&self) -> usize {
         self.messages
     }
 
-    /// Writes the producer's number and consecutive sequences into the first `count` bodies.
+    /// Writes the producer's number and consecutive sequences into the bodies of a [`Block::run`].
     pub(crate) fn stamp(&mut self, first: Stamp, count: usize) {
-        let messages = self.bytes.chunks_exact_mut(self.message_len).take(count);
+        let range = self.range(first.sequence, count);
+        let messages = self.bytes[range].chunks_exact_mut(self.message_len);
         for (message, sequence) in messages.zip(first.sequence..) {
             Stamp { sequence, ..first }.write(&mut message[self.body_offset..]);
         }
     }
 
-    /// The wire form of the first `count` messages.
-    pub(crate) fn prefix(&self, count: usize) -> &[u8] {
-        &self.bytes[..count * self.message_len]
+    /// The wire form of `count` messages, of which the first is number `sequence`.
+    pub(crate) fn run(&self, sequence: u64, count: usize) -> &[u8] {
+        &self.bytes[self.range(sequence, count)]
+    }
+
+    fn range(&self, sequence: u64, count: usize) -> Range<usize> {
+        let first = (sequence % self.period as u64) as usize;
+        first * self.message_len..(first + count) * self.message_len
     }
 }
 
-fn put_message(out: &mut Vec<u8>, shape: &Shape) {
+fn put_message(out: &mut Vec<u8>, shape: &Shape, priority: u8) {
     encode::put_publish(out, shape.channel, b"", shape.key.as_bytes(), false);
     // Content header: class 60, weight 0, body size, property flags, properties (section 4.2.6).
     let mut header = vec![0, 60, 0, 0];
     header.extend_from_slice(&(shape.size as u64).to_be_bytes());
-    let flags = if shape.is_persistent { DELIVERY_MODE } else { 0 };
+    let expiration = shape.expiration_ms.map(|ms| ms.to_string());
+    let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+    let flags = flag(shape.is_persistent, DELIVERY_MODE)
+        | flag(shape.priorities.is_some(), PRIORITY)
+        | flag(expiration.is_some(), EXPIRATION);
     header.extend_from_slice(&flags.to_be_bytes());
-    if shape.is_persistent {
-        header.push(2);
+    header.extend(shape.is_persistent.then_some(2));
+    header.extend(shape.priorities.map(|_| priority));
+    if let Some(expiration) = expiration {
+        header.push(expiration.len() as u8);
+        header.extend_from_slice(expiration.as_bytes());
     }
     let body = vec![b'.'; shape.size];
     encode::put_content(out, shape.channel, shape.frame_max, &header, &body);
@@ -122,7 +149,15 @@ mod tests {
     use crate::perf::walk::{Sink, Walk};
 
     fn shape(size: usize) -> Shape {
-        Shape { channel: 1, key: "q".into(), size, is_persistent: false, frame_max: 4096 }
+        Shape {
+            channel: 1,
+            key: "q".into(),
+            size,
+            is_persistent: false,
+            priorities: None,
+            expiration_ms: None,
+            frame_max: 4096,
+        }
     }
 
     #[derive(Default)]
@@ -146,7 +181,7 @@ mod tests {
             let count = block.messages();
             block.stamp(Stamp { producer: 7, sequence: 1 << 33 }, count);
             let mut found = Stamps::default();
-            let bytes = block.prefix(count);
+            let bytes = block.run(1 << 33, count);
             assert_eq!(Walk::default().walk(bytes, &mut found), Ok(bytes.len()));
             let expected = (0..count as u64)
                 .map(|n| Some(Stamp { producer: 7, sequence: (1 << 33) + n }))
@@ -161,7 +196,34 @@ mod tests {
         assert_eq!(Block::new(&shape(1 << 20), 64 << 10, 1000).messages(), 1);
         assert_eq!(Block::new(&shape(16), 64 << 10, 10).messages(), 10);
         let block = Block::new(&shape(0), 64 << 10, 5);
-        assert_eq!(block.prefix(5).len(), 5 * block.prefix(1).len());
+        assert_eq!(block.run(0, 5).len(), 5 * block.run(0, 1).len());
+    }
+
+    #[test]
+    fn priorities_go_round_from_wherever_a_run_begins() {
+        let shape = Shape {
+            is_persistent: true,
+            priorities: Some(3),
+            expiration_ms: Some(60_000),
+            ..shape(16)
+        };
+        for messages in [1, 2, 7] {
+            let mut block = Block::new(&shape, 64 << 10, messages);
+            let length = block.run(0, 1).len();
+            for sequence in 0..7 {
+                block.stamp(Stamp { producer: 1, sequence }, messages);
+                let run = block.run(sequence, messages);
+                assert_eq!(run.len(), messages * length);
+                for (message, number) in run.chunks_exact(length).zip(sequence..) {
+                    // Behind the fixed part of the header, which ends in the flags.
+                    let at = length - 8 - 16 - 8 - 8;
+                    assert_eq!(message[at..at + 2], [2, (number % 3) as u8], "of {messages}");
+                    assert_eq!(message[at + 2..at + 8], *b"\x0560000");
+                    let stamp = Stamp::read(&message[length - 17..]);
+                    assert_eq!(stamp, Some(Stamp { producer: 1, sequence: number }));
+                }
+            }
+        }
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) struct Taking {
     pub(crate) prefetch: u16,
     /// The number of producers whose stamps are checked; `None` to look at nothing.
     pub(crate) verified_producers: Option<usize>,
+    /// The number of priorities that go round.
+    pub(crate) priorities: u8,
 }
 
 /// One consumer, connected and consuming.
@@ -74,7 +76,7 @@ impl Consumer {
         let (ledger, done) = match self.taking.verified_producers {
             None => (Ledger::default(), self.take(board, &mut Counting(ears))),
             Some(producers) => {
-                let ledger = Ledger::new(producers);
+                let ledger = Ledger::new(producers, self.taking.priorities);
                 let mut sink = Checking { ears, ledger, next_tag: 1, is_redelivered: false };
                 let done = self.take(board, &mut sink);
                 (sink.ledger, done)
@@ -272,7 +274,7 @@ mod tests {
         let board = Board::new(1);
         let ears = Ears { board: &board, name: "consumer-0", error: None };
         let mut sink =
-            Checking { ears, ledger: Ledger::new(1), next_tag: 1, is_redelivered: false };
+            Checking { ears, ledger: Ledger::new(1, 1), next_tag: 1, is_redelivered: false };
         let mut payload = vec![0, 60, 0, 60, 2, b'c', b't'];
         payload.extend_from_slice(&1u64.to_be_bytes());
         payload.extend_from_slice(&[1, 0, 1, b'q']);

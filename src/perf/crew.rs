@@ -14,7 +14,7 @@ use super::consumer::Consumer;
 use super::ledger::Ledger;
 use super::link::{Link, PerfError};
 use super::plan::Plan;
-use super::producer::{Message, Pace, Producer};
+use super::producer::{Pace, Producer};
 use super::report::grouped;
 
 /// How long workers may take to stop by themselves, and again after their sockets are shut.
@@ -53,13 +53,9 @@ impl Crew {
         };
         let workers = paces.len();
         for (number, pace) in paces.into_iter().enumerate() {
-            let message = Message {
-                key: plan.queue_of(number).to_owned(),
-                size: plan.size,
-                is_persistent: plan.is_persistent,
-            };
             let link = Link::open(&plan.uri)?;
-            let producer = Producer::new(link, number, number as u32, pace, &message)?;
+            let shape = plan.shape_of(number, link.frame_max());
+            let producer = Producer::new(link, number, number as u32, pace, &shape)?;
             crew.sockets.push(producer.socket()?);
             crew.producers.push(producer);
         }

@@ -10,13 +10,15 @@ use super::block::Stamp;
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     lanes: Vec<Lane>,
+    priorities: u64,
     foreign: u64,
 }
 
 /// What one consumer got from one producer.
 #[derive(Clone, Debug, Default)]
 struct Lane {
-    next_min: u64,
+    /// For each priority, the sequence that may come next at least.
+    next_min: Vec<u64>,
     received: u64,
     disordered: u64,
     redelivered: u64,
@@ -32,7 +34,7 @@ pub(crate) struct Verdict {
     pub(crate) lost: u64,
     /// Messages that came twice without the redelivered flag.
     pub(crate) duplicated: u64,
-    /// Messages that a consumer got after a later one of the same producer.
+    /// Messages that a consumer got after a later one of the same producer and priority.
     pub(crate) disordered: u64,
     /// Messages that were not stamped by this run.
     pub(crate) foreign: u64,
@@ -48,9 +50,10 @@ impl Verdict {
 }
 
 impl Ledger {
-    /// A record for messages of `producers` producers.
-    pub(crate) fn new(producers: usize) -> Self {
-        Self { lanes: vec![Lane::default(); producers], foreign: 0 }
+    /// A record for messages of `producers` producers, whose priorities go round.
+    pub(crate) fn new(producers: usize, priorities: u8) -> Self {
+        let lane = Lane { next_min: vec![0; usize::from(priorities)], ..Lane::default() };
+        Self { lanes: vec![lane; producers], priorities: priorities.into(), foreign: 0 }
     }
 
     /// Notes one delivery.
@@ -65,8 +68,9 @@ impl Ledger {
             mark(&mut lane.seen_again, stamp.sequence);
         } else {
             lane.received += 1;
-            lane.disordered += u64::from(stamp.sequence < lane.next_min);
-            lane.next_min = lane.next_min.max(stamp.sequence + 1);
+            let next_min = &mut lane.next_min[(stamp.sequence % self.priorities) as usize];
+            lane.disordered += u64::from(stamp.sequence < *next_min);
+            *next_min = (*next_min).max(stamp.sequence + 1);
             mark(&mut lane.seen_first, stamp.sequence);
         }
     }
@@ -122,7 +126,10 @@ mod tests {
     use super::*;
 
     fn ledger(notes: &[(u64, bool)]) -> Ledger {
-        let mut ledger = Ledger::new(1);
+        noted(Ledger::new(1, 1), notes)
+    }
+
+    fn noted(mut ledger: Ledger, notes: &[(u64, bool)]) -> Ledger {
         for &(sequence, is_redelivered) in notes {
             ledger.note(Some(Stamp { producer: 0, sequence }), is_redelivered);
         }
@@ -148,6 +155,14 @@ mod tests {
             Verdict { lost: 2, duplicated: 1, disordered: 1, foreign: 2, redelivered: 1 };
         assert_eq!(verdict, expected);
         assert!(!verdict.is_clean());
+    }
+
+    #[test]
+    fn order_counts_within_a_priority() {
+        let mut ledger = noted(Ledger::new(1, 2), &[(3, false), (0, false), (5, false)]);
+        assert_eq!(ledger.lanes[0].disordered, 0);
+        ledger = noted(ledger, &[(1, false), (2, false), (4, false)]);
+        assert_eq!(Ledger::judge(&[ledger], &[6]), Verdict { disordered: 1, ..Verdict::default() });
     }
 
     #[test]

@@ -173,7 +173,7 @@ impl Link {
     }
 
     /// Declares a queue and returns how many messages it holds.
-    pub(crate) fn declare(&mut self, name: &str, options: Declare) -> Result<u32, PerfError> {
+    pub(crate) fn declare(&mut self, name: &str, options: &Declare) -> Result<u32, PerfError> {
         let declare = queue::Declare {
             queue: name.into(),
             passive: options.is_passive,
@@ -181,7 +181,7 @@ impl Link {
             exclusive: false,
             auto_delete: false,
             nowait: false,
-            arguments: FieldTable::default(),
+            arguments: options.arguments.clone(),
         };
         let declare = AMQPClass::Queue(queue::AMQPMethod::Declare(declare));
         match self.call(declare, "declare a queue")? {
@@ -288,12 +288,14 @@ impl Link {
 }
 
 /// How to declare a queue.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Declare {
     /// Only look whether it exists.
     pub(crate) is_passive: bool,
     /// Survives a restart.
     pub(crate) is_durable: bool,
+    /// The optional arguments.
+    pub(crate) arguments: FieldTable,
 }
 
 /// Whether a blocking read or write only ran into its timeout (or a signal).

@@ -74,6 +74,20 @@ pub struct Args {
     /// Declare durable queues and publish persistent messages
     #[arg(long)]
     pub persistent: bool,
+    /// Declare priority queues with x-max-priority=N; the messages' priorities go round 0 to N-1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub priorities: Option<u8>,
+    /// Publish to queues of their own whose messages expire at once and are dead-lettered, through
+    /// the default exchange, to those that are consumed
+    #[arg(long, conflicts_with_all = ["fill", "idle_connections"])]
+    pub dead_letter: bool,
+    /// Publish with this expiration; what expires before it is delivered counts as lost
+    #[arg(long, value_name = "MS")]
+    pub expiration: Option<u32>,
+    /// An argument for the declaration of the consumed queues, as a number, true, false, or text;
+    /// may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub queue_argument: Vec<String>,
     /// Messages per second of each producer; without it, as many as the broker takes
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<f64>,
@@ -104,6 +118,8 @@ const NOTES: &str = "\
 Producers publish to queues through the default exchange, consumers take from them; producer and
 consumer number i use queue number i modulo the number of queues. A line of progress goes to
 standard error each second, the summary to standard output. The queues are deleted at the end.
+With --dead-letter, producers publish to NAME-0-source and so on. With --priorities, --verify checks
+the order among messages of one priority.
 
 Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, missed the
 deadline or did not pass --verify; 2 for options that make no sense.
@@ -121,6 +137,11 @@ Examples:
     leveret perf --fill 1000000 --persistent --confirms 1000 --ack-every 100
   Memory of 1000 idle connections, held for 5 seconds:
     leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
+  A priority queue of ten levels, and a queue of dead letters, each message checked:
+    leveret perf --priorities 10 --verify
+    leveret perf --dead-letter --verify
+  A queue that keeps at most 1000 messages:
+    leveret perf --queue-argument x-max-length=1000 --queue-argument x-overflow=reject-publish
   Latency with one message in flight, for programs:
     leveret perf --latency --json";
 

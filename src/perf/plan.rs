@@ -7,10 +7,12 @@ use std::time::Duration;
 use amq_protocol::uri::AMQPUri;
 
 use super::Args;
-use super::block::STAMP_LEN;
+use super::block::{STAMP_LEN, Shape};
 use super::consumer::Taking;
+use super::link::{CHANNEL, Declare};
 use super::process::Process;
 use super::producer::Pace;
+use crate::codec::method::{AMQPValue, FieldTable, ShortString};
 
 /// A checked run.
 #[derive(Clone, Debug)]
@@ -27,6 +29,14 @@ pub(crate) struct Plan {
     pub(crate) size: usize,
     /// Durable queues and messages of delivery mode 2.
     pub(crate) is_persistent: bool,
+    /// Levels of priority.
+    pub(crate) priorities: Option<u8>,
+    /// Messages reach their queues as dead letters.
+    pub(crate) is_dead_lettered: bool,
+    /// The messages' expiration.
+    pub(crate) expiration_ms: Option<u32>,
+    /// What the queues are declared with, besides what other options ask for.
+    pub(crate) queue_arguments: FieldTable,
     /// Stamped bodies.
     pub(crate) is_verified: bool,
     /// Outstanding publishes.
@@ -83,12 +93,17 @@ impl Plan {
             queues: (0..args.queues).map(|number| format!("{prefix}-{number}")).collect(),
             size: args.size,
             is_persistent: args.persistent,
+            priorities: args.priorities,
+            is_dead_lettered: args.dead_letter,
+            expiration_ms: args.expiration,
+            queue_arguments: queue_arguments(&args.queue_argument)?,
             is_verified: args.verify,
             window: args.confirms,
             taking: Taking {
                 ack_every: args.ack_every,
                 prefetch: args.prefetch,
                 verified_producers: args.verify.then_some(args.producers),
+                priorities: args.priorities.unwrap_or(1),
             },
             count: args.count.or(args.fill),
             rate: args.rate,
@@ -102,6 +117,34 @@ impl Plan {
     /// The queue of a producer or consumer.
     pub(crate) fn queue_of(&self, worker: usize) -> &str {
         &self.queues[worker % self.queues.len()]
+    }
+
+    /// What a producer's messages look like.
+    pub(crate) fn shape_of(&self, producer: usize, frame_max: u32) -> Shape {
+        let queue = self.queue_of(producer);
+        Shape {
+            channel: CHANNEL,
+            key: if self.is_dead_lettered { source_of(queue) } else { queue.to_owned() },
+            size: self.size,
+            is_persistent: self.is_persistent,
+            priorities: self.priorities,
+            expiration_ms: self.expiration_ms,
+            frame_max,
+        }
+    }
+
+    /// All queues and how to declare them, those that take dead letters first.
+    pub(crate) fn declarations(&self) -> Vec<(String, Declare)> {
+        let declare =
+            |arguments| Declare { is_durable: self.is_persistent, is_passive: false, arguments };
+        let mut arguments = self.queue_arguments.clone();
+        if let Some(levels) = self.priorities {
+            arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
+        }
+        let consumed = self.queues.iter().map(|name| (name.clone(), declare(arguments.clone())));
+        let sources = self.queues.iter().filter(|_| self.is_dead_lettered);
+        let sources = sources.map(|name| (source_of(name), declare(source_arguments(name))));
+        consumed.chain(sources).collect()
     }
 
     /// Whether the messages of a producer reach a consumer.
@@ -138,6 +181,11 @@ impl Plan {
             String::from(if self.is_persistent { "persistent" } else { "transient" }),
         ];
         parts.extend(self.window.map(|window| format!("confirms {window}")));
+        parts.extend(self.priorities.map(|levels| format!("{levels} priorities")));
+        parts.extend(self.is_dead_lettered.then(|| String::from("dead-lettered")));
+        parts.extend(self.expiration_ms.map(|ms| format!("expiration {ms} ms")));
+        let arguments = self.queue_arguments.inner().keys().map(ShortString::to_string);
+        parts.extend(arguments);
         parts.extend(self.rate.map(|rate| format!("{rate} msgs/s per producer")));
         parts.push(match self.taking.ack_every {
             Some(every) => format!("ack every {every}"),
@@ -148,6 +196,42 @@ impl Plan {
         }
         parts.join(", ")
     }
+}
+
+/// The queue whose messages become dead letters for `queue`.
+fn source_of(queue: &str) -> String {
+    format!("{queue}-source")
+}
+
+fn source_arguments(queue: &str) -> FieldTable {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));
+    arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
+    arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(queue.into()));
+    arguments
+}
+
+fn queue_arguments(options: &[String]) -> Result<FieldTable, String> {
+    let mut arguments = FieldTable::default();
+    for option in options {
+        let (name, value) = match option.split_once('=') {
+            Some((name, value)) if (1..=255).contains(&name.len()) => (name, value),
+            _ => return Err("--queue-argument takes NAME=VALUE, of a name to 255 bytes".into()),
+        };
+        let value = match value {
+            "true" => AMQPValue::Boolean(true),
+            "false" => AMQPValue::Boolean(false),
+            text => match text.parse() {
+                Ok(number) => AMQPValue::LongLongInt(number),
+                Err(_) => AMQPValue::LongString(text.into()),
+            },
+        };
+        if arguments.contains_key(name) {
+            return Err(format!("--queue-argument {name} is given twice"));
+        }
+        arguments.insert(name.into(), value);
+    }
+    Ok(arguments)
 }
 
 #[cfg(test)]
@@ -181,6 +265,25 @@ mod tests {
     }
 
     #[test]
+    fn queues_are_declared_with_what_the_options_ask_for() {
+        let line = "--queues 2 --queue-prefix p --priorities 10 --dead-letter \
+                    --queue-argument x-max-length=5 --queue-argument x-overflow=reject-publish";
+        let plan = plan(line).expect("a plan");
+        let declarations = plan.declarations();
+        let names: Vec<_> = declarations.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["p-0", "p-1", "p-0-source", "p-1-source"]);
+        let argument = |queue: usize, name| declarations[queue].1.arguments.inner().get(name);
+        assert_eq!(argument(1, "x-max-priority"), Some(&AMQPValue::LongInt(10)));
+        assert_eq!(argument(1, "x-max-length"), Some(&AMQPValue::LongLongInt(5)));
+        let overflow = AMQPValue::LongString("reject-publish".into());
+        assert_eq!(argument(1, "x-overflow"), Some(&overflow));
+        let target = AMQPValue::LongString("p-1".into());
+        assert_eq!(argument(3, "x-dead-letter-routing-key"), Some(&target));
+        assert_eq!(argument(3, "x-max-priority"), None);
+        assert_eq!(plan.shape_of(3, 4096).key, "p-1-source");
+    }
+
+    #[test]
     fn options_that_cannot_work_together_are_refused() {
         for line in [
             "--verify --size 15",
@@ -193,6 +296,13 @@ mod tests {
             "--duration -1",
             "--uri http://localhost",
             "--fill 5 --latency",
+            "--fill 5 --dead-letter",
+            "--priorities 0",
+            "--priorities 256",
+            "--expiration -1",
+            "--queue-argument x-max-length",
+            "--queue-argument =1",
+            "--queue-argument a=1 --queue-argument a=2",
         ] {
             assert!(plan(line).is_err(), "{line}");
         }

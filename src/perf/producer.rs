@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::block::{Block, Shape, Stamp};
 use super::board::Board;
 use super::inbox::Inbox;
-use super::link::{CHANNEL, Link, Notice, POLL, PerfError, closing_frame, is_timeout};
+use super::link::{Link, Notice, POLL, PerfError, closing_frame, is_timeout};
 use super::walk::Sink;
 use super::window::Window;
 use crate::codec::hot::{self, Settle};
@@ -50,27 +50,20 @@ pub(crate) struct Producer {
 }
 
 impl Producer {
-    /// Connects a producer of messages for the queue `key`.
+    /// Takes a connection over, to publish messages of one shape.
     pub(crate) fn new(
         mut link: Link,
         worker: usize,
         number: u32,
         pace: Pace,
-        message: &Message,
+        shape: &Shape,
     ) -> Result<Self, PerfError> {
         if pace.window.is_some() {
             link.select_confirms()?;
         }
-        let shape = Shape {
-            channel: CHANNEL,
-            key: message.key.clone(),
-            size: message.size,
-            is_persistent: message.is_persistent,
-            frame_max: link.frame_max(),
-        };
         let window = pace.window.unwrap_or(u64::MAX);
         let messages_max = usize::try_from(window).unwrap_or(usize::MAX);
-        let block = Block::new(&shape, BLOCK_BYTES, messages_max);
+        let block = Block::new(shape, BLOCK_BYTES, messages_max);
         let (stream, leftover) = link.into_parts();
         stream.set_write_timeout(Some(POLL))?;
         let inbox = Inbox::new(stream.try_clone()?, leftover, 64 << 10);
@@ -186,17 +179,6 @@ impl Producer {
     }
 }
 
-/// What a producer's messages look like.
-#[derive(Clone, Debug)]
-pub(crate) struct Message {
-    /// The queue, by the default exchange.
-    pub(crate) key: String,
-    /// Bytes of body.
-    pub(crate) size: usize,
-    /// Delivery mode 2.
-    pub(crate) is_persistent: bool,
-}
-
 /// Writes `count` messages; `false` when the run ended in the middle.
 fn publish(
     block: &mut Block,
@@ -211,7 +193,7 @@ fn publish(
     if pace.is_verified {
         block.stamp(Stamp { producer, sequence }, count);
     }
-    write_whole(stream, block.prefix(count), board)
+    write_whole(stream, block.run(sequence, count), board)
 }
 
 /// Writes all bytes, however long the broker holds them back; once the run is over, only for a

@@ -5,11 +5,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::block::{Block, Shape};
+use super::block::Block;
 use super::board::Board;
 use super::consumer::Echo;
 use super::inbox::Inbox;
-use super::link::{CHANNEL, Link, PerfError};
+use super::link::{Link, PerfError};
 use super::measure::{Sample, report_memory};
 use super::plan::Plan;
 use super::process::Process;
@@ -71,27 +71,20 @@ pub(crate) fn latency(
     let (stream, leftover) = consuming.into_parts();
     let inbox = Inbox::new(stream, leftover, 64 << 10);
     let producing = Link::open(&plan.uri)?;
-    let shape = Shape {
-        channel: CHANNEL,
-        key: queue.to_owned(),
-        size: plan.size,
-        is_persistent: plan.is_persistent,
-        frame_max: producing.frame_max(),
-    };
-    let block = Block::new(&shape, 1, 1);
+    let block = Block::new(&plan.shape_of(0, producing.frame_max()), 1, 1);
     let (publishing, _) = producing.into_parts();
     let board = Board::new(0);
     let mut echo = Echo { publishing: &publishing, inbox, board: &board };
     let timeout = Duration::from_secs(10);
     let warm = Instant::now() + plan.warmup;
     while Instant::now() < warm {
-        echo.once(block.prefix(1), timeout)?;
+        echo.once(block.run(0, 1), timeout)?;
     }
     let begin = Sample::take(board.totals(), plan.broker);
     let end = Instant::now() + plan.duration;
     let mut nanos = Vec::new();
     while Instant::now() < end && plan.count.is_none_or(|count| (nanos.len() as u64) < count) {
-        let time = echo.once(block.prefix(1), timeout)?;
+        let time = echo.once(block.run(nanos.len() as u64, 1), timeout)?;
         nanos.push(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
     let figures = begin.until(&Sample::take(board.totals(), plan.broker));

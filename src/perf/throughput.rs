@@ -23,8 +23,8 @@ pub(crate) fn with_queues(
 ) -> Result<(), PerfError> {
     let mut control = Link::open(&plan.uri)?;
     report.text("server", control.server());
-    let options = Declare { is_durable: plan.is_persistent, is_passive: false };
-    for queue in &plan.queues {
+    let declarations = plan.declarations();
+    for (queue, options) in &declarations {
         let waiting = control.declare(queue, options)?;
         if waiting > 0 {
             return Err(PerfError::Refused(format!(
@@ -35,7 +35,8 @@ pub(crate) fn with_queues(
     }
     plan.broker.iter().for_each(|broker| broker.reset_peak());
     let done = scenario(plan, &mut control, report);
-    let deleted = plan.queues.iter().try_for_each(|queue| control.delete(queue));
+    // The last first: a source goes before the queue that takes its dead letters.
+    let deleted = declarations.iter().rev().try_for_each(|(queue, _)| control.delete(queue));
     done?;
     deleted?;
     control.close()
@@ -166,10 +167,10 @@ pub(crate) fn backlog(
         let each = full.saturating_sub(empty) as f64 / count.max(1) as f64;
         report.number("broker_bytes_per_message", each, "bytes");
     }
-    let options = Declare { is_durable: plan.is_persistent, is_passive: true };
+    let options = Declare { is_passive: true, ..Declare::default() };
     let mut waiting = 0;
     for queue in &plan.queues {
-        waiting += u64::from(control.declare(queue, options)?);
+        waiting += u64::from(control.declare(queue, &options)?);
     }
     report.count("waiting", waiting);
     let mut crew = Crew::connect(plan, Vec::new(), plan.consumers)?;
