@@ -13,6 +13,7 @@ mod changes;
 mod dead_letter;
 mod deadlines;
 mod death;
+mod definitions;
 mod delayed;
 mod drive;
 mod exchange_memory;
@@ -28,11 +29,14 @@ mod services;
 mod token;
 mod vhost;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use dashmap::DashMap;
+use parking_lot::RwLock;
+use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::config::Config;
@@ -44,6 +48,7 @@ pub use access::{
 };
 pub use batch::Batch;
 pub(crate) use batch::{OwnedMessage, Span, Staged};
+pub use definitions::{Definitions, DefinitionsError, Imported};
 pub use drive::Drive;
 pub use memory::Memory;
 pub(crate) use memory::Unfinished;
@@ -67,6 +72,8 @@ pub struct Broker {
     services: Arc<Services>,
     vhosts: DashMap<Box<str>, Arc<Vhost>>,
     access: Arc<Access>,
+    /// See [`Broker::global_parameters`].
+    global_parameters: RwLock<BTreeMap<String, Value>>,
     next_connection: AtomicU64,
     connections: AtomicUsize,
 }
@@ -90,7 +97,8 @@ impl Broker {
         let (vhosts, access) = (DashMap::new(), Arc::new(Access::new()));
         let next_connection = AtomicU64::new(1);
         let connections = AtomicUsize::new(0);
-        Self { config, services, vhosts, access, next_connection, connections }
+        let global_parameters = RwLock::default();
+        Self { config, services, vhosts, access, global_parameters, next_connection, connections }
     }
 
     /// The configuration that the broker was started with.

@@ -362,6 +362,20 @@ impl Vhost {
         Ok(())
     }
 
+    /// All queues, in no particular order.
+    pub(crate) fn queues(&self) -> Vec<Arc<QueueCell>> {
+        self.queues.iter().map(|cell| cell.clone()).filter(|cell| !cell.is_gone()).collect()
+    }
+
+    pub(crate) fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Looks at exchanges and bindings as they are.
+    pub(crate) fn look(&self, look: impl FnOnce(&Topology)) {
+        look(&self.topology.read());
+    }
+
     /// exchange.declare, passive.
     pub(crate) fn check_exchange(&self, name: &str) -> Result<(), AmqpError> {
         self.topology.read().check_exchange(name).map(|_| ())

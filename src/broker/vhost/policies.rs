@@ -76,8 +76,7 @@ impl Vhost {
         }
         self.changed();
         drop(topology);
-        let cells: Vec<_> = self.queues.iter().map(|cell| cell.clone()).collect();
-        cells.iter().for_each(|cell| policies.apply_to_queue(cell, drive));
+        self.queues().iter().for_each(|cell| policies.apply_to_queue(cell, drive));
     }
 }
 

@@ -1,0 +1,304 @@
+//! Definitions: everything that is declared, as RabbitMQ's files have it, in and out of a broker.
+//!
+//! Owns the order of an import, what it does about objects that are there already, and what an
+//! export lists. It must not know files: it takes and gives [`Definitions`].
+//!
+//! An import is tried on a broker without clients first, so that a file with a mistake changes
+//! nothing. Users, permissions, policies and parameters replace those of their name. Queues and
+//! exchanges that exist stay as they are (RabbitMQ); where the file asks for something else, the
+//! outcome says so. So do bindings whose ends are not there, which RabbitMQ leaves out silently.
+
+mod export;
+mod model;
+mod object;
+mod table;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{
+    Broker, ConnectionId, Declaration, Drive, PermissionDefinition, PolicyDefinition, PolicyScope,
+    TopicPermissionDefinition, UserDefinition, UserLimits, Vhost, VhostLimits, VhostMetadata,
+};
+use crate::codec::method::{AMQPValue, FieldTable};
+use crate::routing::{Destination, ExchangeKind, ExchangeSpec};
+use model::{Binding, Exchange, Parameter, Queue, User, VhostEntry};
+pub use model::{Definitions, DefinitionsError};
+
+/// Names that only the broker gives out begin with this.
+const RESERVED: &str = "amq.";
+
+/// No connection's: those count from 1.
+const NOBODY: ConnectionId = ConnectionId(0);
+
+/// What an import has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Imported {
+    /// How many objects of each kind the file had, in the order of the import.
+    pub counts: Vec<(&'static str, usize)>,
+    /// What was left as it is, or out, each with the reason.
+    pub notes: Vec<String>,
+}
+
+impl Broker {
+    /// Takes definitions over; see the module's description. Objects without a vhost go to
+    /// `vhost`, or else to the one that the file was exported from, or else to `/`.
+    ///
+    /// # Errors
+    /// When an object is refused: then nothing was changed.
+    pub fn import_definitions(
+        &self,
+        definitions: &Definitions,
+        vhost: Option<&str>,
+        drive: &mut Drive,
+    ) -> Result<Imported, DefinitionsError> {
+        let definitions = definitions.with_vhost(vhost);
+        let scratch = Self::without_defaults(self.config.clone(), u64::MAX);
+        let mut scratch_drive = Drive::default();
+        Import { broker: &scratch, drive: &mut scratch_drive, imported: Imported::default() }
+            .run(&self.export_definitions())?;
+        Import { broker: &scratch, drive: &mut scratch_drive, imported: Imported::default() }
+            .run(&definitions)?;
+        Import { broker: self, drive, imported: Imported::default() }.run(&definitions)
+    }
+
+    /// Parameters of the whole cluster, by name. They mean nothing here but are kept.
+    pub fn global_parameters(&self) -> BTreeMap<String, Value> {
+        self.global_parameters.read().clone()
+    }
+}
+
+/// An import under way.
+struct Import<'a> {
+    broker: &'a Broker,
+    drive: &'a mut Drive,
+    imported: Imported,
+}
+
+impl Import<'_> {
+    fn run(mut self, definitions: &Definitions) -> Result<Imported, DefinitionsError> {
+        let md5 = definitions.hashes_are_md5();
+        self.each("users", &definitions.users, |import, user| import.user(user, md5))?;
+        self.each("vhosts", &definitions.vhosts, Self::vhost)?;
+        self.check_queue_limits(&definitions.queues)?;
+        self.each("permissions", &definitions.permissions, |import, permission| {
+            let result = import.broker.set_permissions(permission);
+            result.map_err(|error| format!("permissions of user '{}': {error}", permission.user))
+        })?;
+        self.each("topic permissions", &definitions.topic_permissions, |import, permission| {
+            let TopicPermissionDefinition { user, exchange, .. } = permission;
+            let result = import.broker.set_topic_permissions(permission);
+            result.map_err(|error| {
+                format!("topic permissions of user '{user}' on exchange '{exchange}': {error}")
+            })
+        })?;
+        self.each("exchanges", &definitions.exchanges, Self::exchange)?;
+        self.each("global parameters", &definitions.global_parameters, |import, parameter| {
+            let mut parameters = import.broker.global_parameters.write();
+            parameters.insert(parameter.name.clone(), parameter.value.clone());
+            Ok(())
+        })?;
+        self.each("policies", &definitions.policies, |import, (vhost, policy)| {
+            import.policy(PolicyScope::User, vhost, policy.clone())
+        })?;
+        self.each("parameters", &definitions.parameters, Self::parameter)?;
+        self.each("queues", &definitions.queues, Self::queue)?;
+        self.each("bindings", &definitions.bindings, Self::binding)?;
+        Ok(self.imported)
+    }
+
+    fn each<T>(
+        &mut self,
+        kind: &'static str,
+        objects: &[T],
+        mut import: impl FnMut(&mut Self, &T) -> Result<(), String>,
+    ) -> Result<(), DefinitionsError> {
+        for object in objects {
+            import(self, object).map_err(DefinitionsError)?;
+        }
+        if !objects.is_empty() {
+            self.imported.counts.push((kind, objects.len()));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, note: String) {
+        self.imported.notes.push(note);
+    }
+
+    fn of_vhost(&self, name: &str) -> Result<Arc<Vhost>, String> {
+        self.broker.vhost(name).ok_or_else(|| format!("Virtual host '{name}' does not exist"))
+    }
+
+    fn user(&mut self, user: &User, hashes_are_md5: bool) -> Result<(), String> {
+        let mut definition = user.definition.clone();
+        if definition.hashing_algorithm.is_empty() && hashes_are_md5 {
+            definition.hashing_algorithm = "rabbit_password_hashing_md5".to_owned();
+        }
+        let put = self.broker.put_user(&definition);
+        let name = &definition.name;
+        let put = put.and_then(|()| match &user.password {
+            Some(password) => self.broker.set_password(name, password),
+            None => Ok(()),
+        });
+        put.map_err(|error| format!("user '{name}': {error}"))
+    }
+
+    fn vhost(&mut self, vhost: &VhostEntry) -> Result<(), String> {
+        let put = self.broker.put_vhost(&vhost.name, vhost.metadata.clone());
+        put.map_err(|error| format!("vhost '{}': {error}", vhost.name))
+    }
+
+    /// RabbitMQ: the limits that hold before the import also hold for what it brings.
+    fn check_queue_limits(&self, queues: &[Queue]) -> Result<(), DefinitionsError> {
+        let mut added: BTreeMap<&str, u32> = BTreeMap::new();
+        for queue in queues {
+            let vhost = self
+                .of_vhost(&queue.vhost)
+                .map_err(|error| DefinitionsError(format!("queue '{}': {error}", queue.name)))?;
+            if vhost.limits().max_queues.is_some() && vhost.queue(&queue.name).is_err() {
+                *added.entry(&queue.vhost).or_default() += 1;
+            }
+        }
+        for (name, added) in added {
+            let vhost = self.of_vhost(name).map_err(DefinitionsError)?;
+            let count = vhost.queue_count() as u32;
+            match vhost.limits().max_queues {
+                Some(max) if count + added > max => {
+                    return Err(DefinitionsError(format!(
+                        "Adding {added} queue(s) to virtual host \"{name}\" would exceed the \
+                         limit of {max} queue(s).\n\nThis virtual host currently has {count} \
+                         queue(s) defined.\n\nImport aborted!"
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn exchange(&mut self, exchange: &Exchange) -> Result<(), String> {
+        let Exchange { name, vhost: vhost_name, kind, .. } = exchange;
+        let what = format!("exchange '{name}' in vhost '{vhost_name}'");
+        let vhost = self.of_vhost(vhost_name).map_err(|error| format!("{what}: {error}"))?;
+        if name.is_empty() || name.starts_with(RESERVED) {
+            if vhost.check_exchange(name).is_err() && !name.is_empty() {
+                self.note(format!("{what} was left out: its name is reserved"));
+            }
+            return Ok(());
+        }
+        let kind = ExchangeKind::parse(kind)
+            .ok_or_else(|| format!("{what}: unknown exchange type '{kind}'"))?;
+        let spec = ExchangeSpec {
+            kind,
+            durable: exchange.durable,
+            auto_delete: exchange.auto_delete,
+            internal: exchange.internal,
+            arguments: table::from_json(&exchange.arguments)
+                .map_err(|error| format!("{what}: {error}"))?,
+        };
+        let exists = vhost.check_exchange(name).is_ok();
+        match vhost.declare_exchange(name, spec) {
+            Ok(()) => Ok(()),
+            Err(error) if exists => {
+                self.note(format!("{what} was kept as it is: {}", error.text));
+                Ok(())
+            }
+            Err(error) => Err(format!("{what}: {}", error.text)),
+        }
+    }
+
+    fn policy(
+        &mut self,
+        scope: PolicyScope,
+        vhost: &str,
+        policy: PolicyDefinition,
+    ) -> Result<(), String> {
+        let kind = if scope == PolicyScope::User { "policy" } else { "operator policy" };
+        let what = format!("{kind} '{}' in vhost '{vhost}'", policy.name);
+        let set = self.broker.set_policy(scope, vhost, policy, self.drive);
+        set.map_err(|error| format!("{what}: {error}"))
+    }
+
+    fn parameter(&mut self, parameter: &Parameter) -> Result<(), String> {
+        match parameter {
+            Parameter::OperatorPolicy(vhost, policy) => {
+                self.policy(PolicyScope::Operator, vhost, policy.clone())
+            }
+            Parameter::VhostLimits(vhost, limits) => {
+                let set = self.broker.set_vhost_limits(vhost, *limits);
+                set.map_err(|error| format!("limits of vhost '{vhost}': {error}"))
+            }
+        }
+    }
+
+    fn queue(&mut self, queue: &Queue) -> Result<(), String> {
+        let vhost = self.of_vhost(&queue.vhost)?;
+        let what = vhost.describe_queue(&queue.name);
+        if queue.name.is_empty() || queue.name.starts_with(RESERVED) {
+            self.note(format!("{what} was left out: its name is reserved"));
+            return Ok(());
+        }
+        let mut arguments =
+            table::from_json(&queue.arguments).map_err(|error| format!("{what}: {error}"))?;
+        add_type(&mut arguments, queue.kind.as_deref());
+        let declaration = Declaration {
+            durable: queue.durable,
+            auto_delete: queue.auto_delete,
+            arguments,
+            ..Declaration::default()
+        };
+        let exists = vhost.queue(&queue.name).is_ok();
+        match vhost.declare_queue(&queue.name, NOBODY, declaration, self.drive) {
+            Ok(_) => Ok(()),
+            Err(error) if exists => {
+                self.note(format!("{what} was kept as it is: {}", error.text));
+                Ok(())
+            }
+            Err(error) => Err(format!("{what}: {}", error.text)),
+        }
+    }
+
+    fn binding(&mut self, binding: &Binding) -> Result<(), String> {
+        let Binding { source, destination, routing_key, .. } = binding;
+        let (kind, end) = match binding.destination_type.as_str() {
+            "queue" => ("queue", Destination::Queue(destination)),
+            _ => ("exchange", Destination::Exchange(destination)),
+        };
+        let what = format!(
+            "binding from exchange '{source}' to {kind} '{destination}' in vhost '{}'",
+            binding.vhost
+        );
+        let vhost = self.of_vhost(&binding.vhost).map_err(|error| format!("{what}: {error}"))?;
+        if source.is_empty() {
+            return Ok(());
+        }
+        let destination_is_there = match end {
+            Destination::Queue(name) => vhost.queue(name).map(|_| ()),
+            Destination::Exchange(name) => vhost.check_exchange(name),
+        };
+        if let Err(error) = vhost.check_exchange(source).and(destination_is_there) {
+            self.note(format!("{what} was left out: {}", error.text));
+            return Ok(());
+        }
+        let arguments =
+            table::from_json(&binding.arguments).map_err(|error| format!("{what}: {error}"))?;
+        let key = routing_key.as_bytes();
+        let bound = vhost.change(|topology| topology.bind(source, end, key, &arguments));
+        bound.map_err(|error| format!("{what}: {}", error.text))
+    }
+}
+
+/// Files of RabbitMQ 3 name the type beside the arguments; the argument is what counts.
+fn add_type(arguments: &mut FieldTable, kind: Option<&str>) {
+    if let Some(kind) = kind.filter(|kind| *kind != "classic")
+        && !arguments.inner().contains_key("x-queue-type")
+    {
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests;
