@@ -15,13 +15,20 @@ use thiserror::Error;
 use toml::Value;
 use tracing_subscriber::EnvFilter;
 
+mod policies;
 mod size;
+
+pub use policies::ConfiguredPolicy;
 
 /// Everything that can be set, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where the broker keeps what must survive it. One broker per directory.
     pub data_dir: PathBuf,
+    /// A file of definitions that is imported at each start.
+    pub load_definitions: Option<PathBuf>,
+    /// Policies that are set at each start.
+    pub policies: Vec<ConfiguredPolicy>,
     /// Where clients connect.
     pub listeners: Listeners,
     /// The bounds that keep one client from harming the others.
@@ -147,6 +154,8 @@ impl Config {
             .map_err(|error| ConfigError::Syntax(error.to_string().trim_end().to_owned()))?;
         Ok(Self {
             data_dir: check_data_dir(document.data_dir)?,
+            load_definitions: check_load_definitions(document.load_definitions)?,
+            policies: policies::check(document.policies, document.operator_policies)?,
             listeners: Listeners::check(document.listeners)?,
             limits: Limits::check(document.limits)?,
             auth: Auth::check(document.auth)?,
@@ -159,6 +168,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("./data"),
+            load_definitions: None,
+            policies: Vec::new(),
             listeners: Listeners::default(),
             limits: Limits::default(),
             auth: Auth::default(),
@@ -228,6 +239,9 @@ impl fmt::Debug for Auth {
 #[serde(default, deny_unknown_fields)]
 struct Document {
     data_dir: Option<Value>,
+    load_definitions: Option<Value>,
+    policies: Vec<policies::PolicyTable>,
+    operator_policies: Vec<policies::PolicyTable>,
     listeners: ListenersTable,
     limits: LimitsTable,
     auth: AuthTable,
@@ -449,6 +463,14 @@ fn check_data_dir(value: Option<Value>) -> Result<PathBuf, ConfigError> {
         None => Ok(Config::default().data_dir),
         Some(Value::String(path)) if !path.is_empty() => Ok(PathBuf::from(path)),
         Some(value) => refuse("data_dir", &value, "the path of a directory"),
+    }
+}
+
+fn check_load_definitions(value: Option<Value>) -> Result<Option<PathBuf>, ConfigError> {
+    match value {
+        None => Ok(None),
+        Some(Value::String(path)) if !path.is_empty() => Ok(Some(PathBuf::from(path))),
+        Some(value) => refuse("load_definitions", &value, "the path of a definitions file"),
     }
 }
 

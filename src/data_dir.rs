@@ -44,6 +44,12 @@ pub struct DataDir {
     _lock: File,
 }
 
+/// A data directory on which no broker can start until this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    _lock: File,
+}
+
 /// Why a data directory cannot be used.
 #[derive(Debug, Error)]
 pub enum DataDirError {
@@ -101,6 +107,16 @@ impl DataDir {
         identity.boots = identity.boots.saturating_add(1);
         identity.write(&file)?;
         Ok(Self { identity, _lock: lock })
+    }
+
+    /// Takes the directory for a change while no broker runs on it, which is no start. It is free
+    /// again when what this returns is dropped.
+    ///
+    /// # Errors
+    /// [`DataDirError::InUse`] while a broker runs on it.
+    pub fn claim(path: &Path) -> Result<Claim, DataDirError> {
+        fs::create_dir_all(path).map_err(|source| failed("create", path, source))?;
+        Ok(Claim { _lock: lock(path)? })
     }
 
     /// Who this node is.

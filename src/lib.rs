@@ -19,6 +19,8 @@ pub mod codec;
 pub mod config;
 pub mod connection;
 pub mod data_dir;
+pub mod definitions_command;
+pub mod definitions_file;
 pub mod error;
 pub mod net;
 pub mod perf;

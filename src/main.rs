@@ -5,7 +5,7 @@
 
 use std::io::IsTerminal;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,9 @@ use clap::{Parser, Subcommand};
 use leveret::StartError;
 use leveret::config::{Config, Log};
 use leveret::data_dir::DataDir;
-use leveret::net::Server;
+use leveret::definitions_command;
+use leveret::definitions_file::{self, DefinitionsFile};
+use leveret::net::{Control, Server};
 use leveret::perf;
 use leveret::ready_file::ReadyFile;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -33,6 +35,7 @@ Examples:
   leveret --config config/leveret.toml           with settings from a file
   leveret --no-store --amqp-listen 127.0.0.1:0 --ready-file ready.json
                                                  for a test: no disk, any free port
+  leveret definitions import definitions.json    bring users, queues and policies from RabbitMQ
   leveret perf --help                            measure a broker
 
 Environment:
@@ -55,6 +58,8 @@ enum Command {
     /// Run the broker (this is what happens without a subcommand, too)
     #[command(after_help = EXAMPLES)]
     Serve(ServeArguments),
+    /// Import or export users, vhosts, policies, queues and more
+    Definitions(definitions_command::Args),
     /// Measure a broker's speed
     Perf(perf::Args),
 }
@@ -85,6 +90,7 @@ fn main() -> ExitCode {
     let serve_arguments = match arguments.command {
         None => arguments.serve,
         Some(Command::Serve(serve)) => serve,
+        Some(Command::Definitions(args)) => return definitions_command::run(args),
         Some(Command::Perf(args)) => return perf::run(args),
     };
     match serve(serve_arguments) {
@@ -103,7 +109,7 @@ fn serve(arguments: ServeArguments) -> Result<(), StartError> {
     start_log(&config)?;
     let ready_file = arguments.ready_file.as_deref().map(ReadyFile::claim).transpose()?;
     // Held until the end: it is the lock against a second broker on the same directory.
-    let _data_dir = if arguments.no_store { None } else { Some(open_data_dir(&config)?) };
+    let data_dir = if arguments.no_store { None } else { Some(open_data_dir(&config)?) };
     if config.auth.is_open_to_all() {
         warn!(
             user = config.auth.default_user,
@@ -115,7 +121,7 @@ fn serve(arguments: ServeArguments) -> Result<(), StartError> {
         .enable_all()
         .build()
         .map_err(|source| StartError::System { action: "start threads", source })?;
-    let served = runtime.block_on(run(Arc::new(config), ready_file));
+    let served = runtime.block_on(run(Arc::new(config), data_dir.is_some(), ready_file));
     runtime.shutdown_timeout(THREADS_TIMEOUT);
     served
 }
@@ -156,17 +162,26 @@ fn open_data_dir(config: &Config) -> Result<DataDir, StartError> {
     let (node_id, boots) = (&identity.node_id, identity.boots);
     info!(path = %config.data_dir.display(), %node_id, boots, "data directory opened");
     warn!(
-        "queues, messages and all definitions are kept in memory in this version: they do not \
-         survive a restart"
+        "queues and messages are kept in memory in this version: of what clients declare, nothing \
+         survives a restart; imported definitions do"
     );
     Ok(data_dir)
 }
 
-/// Binds, announces, serves and stops.
-async fn run(config: Arc<Config>, mut ready_file: Option<ReadyFile>) -> Result<(), StartError> {
+/// Fills the broker, binds, announces, serves and stops.
+async fn run(
+    config: Arc<Config>,
+    has_data_dir: bool,
+    mut ready_file: Option<ReadyFile>,
+) -> Result<(), StartError> {
     // Before the ready file: whoever reads it may send a signal at once.
     let signals = Signals::subscribe()?;
-    let server = Server::bind(config).await?;
+    let data_dir = has_data_dir.then_some(config.data_dir.as_path());
+    let fill = |broker: &_, drive: &mut _| definitions_file::fill(broker, &config, data_dir, drive);
+    let mut server = Server::bind_filled(config.clone(), fill).await?;
+    if let Some(data_dir) = data_dir {
+        server = with_control(server, data_dir);
+    }
     let addresses = server.addresses();
     for address in &addresses {
         info!(%address, version = env!("CARGO_PKG_VERSION"), "listening for AMQP");
@@ -177,6 +192,21 @@ async fn run(config: Arc<Config>, mut ready_file: Option<ReadyFile>) -> Result<(
     serve_until_signal(server, signals).await;
     info!("stopped");
     Ok(())
+}
+
+/// Lets `leveret definitions` reach the broker. Without that it serves its clients all the same.
+fn with_control(server: Server, data_dir: &Path) -> Server {
+    let file = DefinitionsFile::of(data_dir);
+    let keep = Arc::new(move |broker: &_, imported: &_| file.keep(broker, imported));
+    let path = data_dir.join(definitions_command::SOCKET);
+    match Control::bind(&path, keep) {
+        Ok(control) => server.with_control(control),
+        Err(error) => {
+            let path = path.display();
+            warn!("no definitions can be imported while this runs: cannot open {path}: {error}");
+            server
+        }
+    }
 }
 
 /// Serves until a signal comes and all connections are closed, or [`STOP_TIMEOUT`] has passed.

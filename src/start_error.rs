@@ -37,6 +37,26 @@ pub enum StartError {
         /// What the operating system says.
         source: io::Error,
     },
+    /// Definitions cannot be imported.
+    #[error(
+        "cannot import definitions from {path}: {reason}. Nothing of the file was taken: mend it, \
+         or start without it",
+        path = .path.display()
+    )]
+    Definitions {
+        /// The file as it was named.
+        path: PathBuf,
+        /// What is wrong with it, and with which object.
+        reason: String,
+    },
+    /// A policy of the configuration file is refused.
+    #[error("the policy '{name}' of the configuration file is refused: {reason}")]
+    Policy {
+        /// The policy's name.
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
@@ -68,10 +88,12 @@ impl StartError {
     /// The process's exit code: 2 for what the user wrote, 1 for what the machine refuses.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::LogFilter { .. } => 2,
-            Self::Bind { .. } | Self::DataDir(_) | Self::ReadyFile { .. } | Self::System { .. } => {
-                1
-            }
+            Self::Config(_) | Self::LogFilter { .. } | Self::Policy { .. } => 2,
+            Self::Bind { .. }
+            | Self::Definitions { .. }
+            | Self::DataDir(_)
+            | Self::ReadyFile { .. }
+            | Self::System { .. } => 1,
         }
     }
 }

@@ -16,6 +16,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
@@ -34,27 +35,37 @@ const RESERVED: &str = "amq.";
 const NOBODY: ConnectionId = ConnectionId(0);
 
 /// What an import has done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// How many objects of each kind the file had, in the order of the import.
-    pub counts: Vec<(&'static str, usize)>,
+    pub counts: Vec<(String, usize)>,
     /// What was left as it is, or out, each with the reason.
     pub notes: Vec<String>,
 }
 
+/// The counts, such as `users: 2, vhosts: 1`.
+impl std::fmt::Display for Imported {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.counts.is_empty() {
+            return f.write_str("nothing");
+        }
+        let counts = self.counts.iter().map(|(kind, count)| format!("{kind}: {count}"));
+        f.write_str(&counts.collect::<Vec<_>>().join(", "))
+    }
+}
+
 impl Broker {
-    /// Takes definitions over; see the module's description. Objects without a vhost go to
-    /// `vhost`, or else to the one that the file was exported from, or else to `/`.
+    /// Takes definitions over; see the module's description. What names no vhost goes where
+    /// [`Definitions::with_vhost`] sends it.
     ///
     /// # Errors
     /// When an object is refused: then nothing was changed.
     pub fn import_definitions(
         &self,
         definitions: &Definitions,
-        vhost: Option<&str>,
         drive: &mut Drive,
     ) -> Result<Imported, DefinitionsError> {
-        let definitions = definitions.with_vhost(vhost);
+        let definitions = definitions.with_vhost(None);
         let scratch = Self::without_defaults(self.config.clone(), u64::MAX);
         let mut scratch_drive = Drive::default();
         Import { broker: &scratch, drive: &mut scratch_drive, imported: Imported::default() }
@@ -111,7 +122,7 @@ impl Import<'_> {
 
     fn each<T>(
         &mut self,
-        kind: &'static str,
+        kind: &str,
         objects: &[T],
         mut import: impl FnMut(&mut Self, &T) -> Result<(), String>,
     ) -> Result<(), DefinitionsError> {
@@ -119,7 +130,7 @@ impl Import<'_> {
             import(self, object).map_err(DefinitionsError)?;
         }
         if !objects.is_empty() {
-            self.imported.counts.push((kind, objects.len()));
+            self.imported.counts.push((kind.to_owned(), objects.len()));
         }
         Ok(())
     }

@@ -44,6 +44,8 @@ fn the_documented_file_states_the_defaults() {
         let line = format!("{key} = ");
         assert!(text.lines().any(|l| l.starts_with(&line)), "{key} is not documented");
     }
+    assert!(text.contains("# load_definitions = ") && text.contains("# [[policies]]"));
+    assert!(text.contains("# [[operator_policies]]"));
     assert!(text.contains("# memory_high_watermark_bytes = "), "the alternative is shown too");
 }
 
@@ -52,6 +54,7 @@ fn settings_are_taken() {
     let config = Config::parse(
         r#"
         data_dir = "/var/lib/leveret"
+        load_definitions = "definitions.json"
         [listeners]
         amqp = ["127.0.0.1:0", "[::1]:5673"]
         [limits]
@@ -74,6 +77,7 @@ fn settings_are_taken() {
     )
     .expect("valid");
     assert_eq!(config.data_dir, Path::new("/var/lib/leveret"));
+    assert_eq!(config.load_definitions.as_deref(), Some(Path::new("definitions.json")));
     assert_eq!(config.listeners.amqp.len(), 2);
     assert_eq!(config.listeners.amqp[1].port(), 5673);
     let limits = Limits {
@@ -178,4 +182,38 @@ fn errors_of_a_file_name_it() {
     std::fs::write(&path, "limits.frame_max = 1").expect("written");
     let error = Config::load(&path).expect_err("too small").to_string();
     assert!(error.contains("bad.toml: limits.frame_max = 1: must be"), "{error}");
+}
+
+#[test]
+fn policies_are_taken() {
+    let config = Config::parse(
+        r#"
+        [[policies]]
+        name = "short"
+        pattern = "^s"
+        definition = { message-ttl = 5, overflow = "drop-head" }
+        [[operator_policies]]
+        name = "bounds"
+        vhost = "shop"
+        pattern = ""
+        apply_to = "queues"
+        priority = 7
+        [operator_policies.definition]
+        max-length = 9
+        "#,
+    )
+    .expect("valid");
+    let [short, bounds] = &config.policies[..] else { panic!("{:?}", config.policies) };
+    assert!(!short.is_operator && bounds.is_operator);
+    assert_eq!((short.vhost.as_str(), short.apply_to.as_str(), short.priority), ("/", "all", 0));
+    let definition = serde_json::json!({"message-ttl": 5, "overflow": "drop-head"});
+    assert_eq!(serde_json::Value::Object(short.definition.clone()), definition);
+    assert_eq!((bounds.vhost.as_str(), bounds.priority), ("shop", 7));
+    check_refused("[[policies]]\nname = \"p\"", &["pattern"]);
+    check_refused("[[policies]]\nnames = \"p\"", &["names"]);
+    check_refused(
+        "[[policies]]\nname = \"p\"\npattern = \"\"\ndefinition = { a = { b = 1 } }",
+        &["policies", "key a"],
+    );
+    check_refused("load_definitions = 5", &["load_definitions = 5", "definitions file"]);
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::control::Control;
 use super::registry::Registry;
 use super::{housekeeping, memory_limit, notice, socket, timer, worker};
 use crate::StartError;
-use crate::broker::Broker;
+use crate::broker::{Broker, Drive};
 use crate::config::Config;
 use crate::connection::Connection;
 
@@ -35,23 +36,45 @@ pub struct Server {
     broker: Arc<Broker>,
     listeners: Vec<TcpListener>,
     registry: Arc<Registry>,
+    control: Option<Control>,
 }
 
 impl Server {
-    /// Binds all addresses of the configuration. Clients can connect from then on; they are served
-    /// by [`Server::run`].
+    /// A server for a broker with its defaults and nothing else; see [`Server::bind_filled`].
     ///
     /// # Errors
     /// When an address cannot be listened on.
     pub async fn bind(config: Arc<Config>) -> Result<Self, StartError> {
+        Self::bind_filled(config, |broker, _| {
+            broker.add_defaults();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a broker, lets `fill` put in what it begins with, and binds all addresses of the
+    /// configuration. Clients can connect from then on; they are served by [`Server::run`].
+    ///
+    /// # Errors
+    /// When `fill` fails, or an address cannot be listened on.
+    pub async fn bind_filled(
+        config: Arc<Config>,
+        fill: impl FnOnce(&Broker, &mut Drive) -> Result<(), StartError>,
+    ) -> Result<Self, StartError> {
+        let limit_bytes = memory_limit::limit_bytes(config.limits.memory_high_watermark);
+        tracing::info!(limit_bytes, "memory limit: above it publishers are blocked");
+        let broker = Arc::new(Broker::without_defaults(config.clone(), limit_bytes));
+        worker::with(|lent| fill(&broker, &mut lent.worker.drive))?;
         let mut listeners = Vec::new();
         for address in &config.listeners.amqp {
             listeners.push(listen(*address)?);
         }
-        let limit_bytes = memory_limit::limit_bytes(config.limits.memory_high_watermark);
-        tracing::info!(limit_bytes, "memory limit: above it publishers are blocked");
-        let broker = Arc::new(Broker::new(config, limit_bytes));
-        Ok(Self { broker, listeners, registry: Arc::default() })
+        Ok(Self { broker, listeners, registry: Arc::default(), control: None })
+    }
+
+    /// Serves this machine's operators, too.
+    pub fn with_control(self, control: Control) -> Self {
+        Self { control: Some(control), ..self }
     }
 
     /// The shared state, for those who bring users, vhosts and what is in them.
@@ -67,13 +90,16 @@ impl Server {
     /// Serves until `shutdown` is ready, then asks the clients to go and returns when they have,
     /// or after a few seconds.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { broker, listeners, registry } = self;
+        let Self { broker, listeners, registry, control } = self;
         let mut tasks = tokio::task::JoinSet::new();
         for listener in listeners {
             tasks.spawn(accept(listener, broker.clone(), registry.clone()));
         }
         tasks.spawn(housekeeping::run(registry.clone()));
         tasks.spawn(notice::run(broker.clone(), registry.clone()));
+        if let Some(control) = control {
+            tasks.spawn(control.run(broker.clone()));
+        }
         tasks.spawn(timer::run(broker));
         shutdown.await;
         tasks.shutdown().await;

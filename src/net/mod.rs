@@ -5,6 +5,7 @@
 //! know the protocol: it moves bytes between sockets, [`crate::connection::Connection`] and
 //! [`crate::broker::Outbox`].
 
+mod control;
 mod housekeeping;
 mod listener;
 mod memory_limit;
@@ -15,6 +16,7 @@ mod stop;
 mod timer;
 mod worker;
 
+pub use control::{Control, Keep};
 pub use listener::Server;
 
 use std::sync::OnceLock;

@@ -105,10 +105,18 @@ impl Definitions {
     pub fn parse(text: &[u8]) -> Result<Self, DefinitionsError> {
         let value: Value = serde_json::from_slice(text)
             .map_err(|error| DefinitionsError(format!("this is no JSON: {error}")))?;
-        Self::from_json(&value).map_err(DefinitionsError)
+        Self::from_json(&value)
     }
 
-    fn from_json(value: &Value) -> Result<Self, String> {
+    /// Reads the content of a file; see [`Definitions::parse`].
+    ///
+    /// # Errors
+    /// When an object lacks something or has it in the wrong type.
+    pub fn from_json(value: &Value) -> Result<Self, DefinitionsError> {
+        Self::read(value).map_err(DefinitionsError)
+    }
+
+    fn read(value: &Value) -> Result<Self, String> {
         let file = Object::of("the file".to_owned(), value)?;
         let version = file.optional_text("rabbitmq_version")?;
         Ok(Self {
@@ -158,7 +166,8 @@ impl Definitions {
         text
     }
 
-    fn to_json(&self) -> Value {
+    /// The content of such a file.
+    pub fn to_json(&self) -> Value {
         let permission = |p: &PermissionDefinition| {
             json!({"user": p.user, "vhost": p.vhost, "configure": p.configure, "write": p.write,
                    "read": p.read})
@@ -194,8 +203,9 @@ impl Definitions {
         })
     }
 
-    /// The same with every vhost named.
-    pub(super) fn with_vhost(&self, vhost: Option<&str>) -> Self {
+    /// The same with every vhost named: `vhost`, or else the one that a file of a single vhost was
+    /// exported from, or else `/`.
+    pub fn with_vhost(&self, vhost: Option<&str>) -> Self {
         let original = self.original_vhost.as_deref();
         let name = vhost.or(original).unwrap_or(DEFAULT_VHOST);
         let mut named = self.clone();
@@ -224,9 +234,37 @@ impl Definitions {
             if (major, minor) < (3, 6))
     }
 
+    /// Whether there is any user.
+    pub fn has_users(&self) -> bool {
+        !self.users.is_empty()
+    }
+
+    /// Whether there is any vhost.
+    pub fn has_vhosts(&self) -> bool {
+        !self.vhosts.is_empty()
+    }
+
+    /// Puts what another has of users, vhosts and permissions into the place of these.
+    pub fn replace_access(&mut self, other: Self) {
+        self.users = other.users;
+        self.vhosts = other.vhosts;
+        self.permissions = other.permissions;
+        self.topic_permissions = other.topic_permissions;
+    }
+
+    /// Puts hashes into the places of passwords: those of a broker that has the users.
+    pub fn hash_passwords(&mut self, users: &[UserDefinition]) {
+        for user in self.users.iter_mut().filter(|user| user.password.is_some()) {
+            let hashed = users.iter().find(|hashed| hashed.name == user.definition.name);
+            if let Some(hashed) = hashed {
+                *user = User { definition: hashed.clone(), password: None };
+            }
+        }
+    }
+
     /// Adds what another import has brought, as an import adds it to a broker: it replaces what has
     /// its name, but queues and exchanges stay as they are.
-    pub(super) fn absorb(&mut self, other: Self) {
+    pub fn absorb(&mut self, other: Self) {
         let of = |vhost: &str, name: &str| (vhost.to_owned(), name.to_owned());
         replace(&mut self.users, other.users, |user| user.definition.name.clone());
         replace(&mut self.vhosts, other.vhosts, |vhost| vhost.name.clone());

@@ -1,3 +1,5 @@
+//! Definitions into brokers and out again.
+
 use super::*;
 use crate::config::Config;
 use std::sync::Arc;
@@ -8,7 +10,7 @@ fn broker() -> Broker {
 
 fn import(broker: &Broker, text: &str) -> Result<Imported, String> {
     let definitions = Definitions::parse(text.as_bytes()).map_err(|error| error.to_string())?;
-    let imported = broker.import_definitions(&definitions, None, &mut Drive::default());
+    let imported = broker.import_definitions(&definitions, &mut Drive::default());
     imported.map_err(|error| error.to_string())
 }
 
@@ -98,7 +100,7 @@ fn what_exists_stays_and_is_named_when_it_differs() {
     };
     import(&broker, &queue(true, r#"{"x-max-length":5}"#)).expect("new");
     let same = import(&broker, &queue(true, r#"{"x-max-length":5}"#)).expect("the same");
-    assert_eq!(same, Imported { counts: vec![("queues", 1)], notes: Vec::new() });
+    assert_eq!(same, Imported { counts: vec![("queues".to_owned(), 1)], notes: Vec::new() });
     let other = import(&broker, &queue(true, "{}")).expect("kept");
     let note = "queue 'q' in vhost '/' was kept as it is: inequivalent arg 'x-max-length' for \
                 queue 'q' in vhost '/': received none but current is the value '5' of type 'long'";
@@ -150,7 +152,7 @@ fn a_file_of_one_vhost_goes_where_it_is_sent() {
     import(&broker, r#"{"vhosts":[{"name":"/"},{"name":"from"},{"name":"to"}]}"#).expect("vhosts");
     let mut drive = Drive::default();
     for (vhost, named) in [("to", Some("to")), ("from", None)] {
-        broker.import_definitions(&definitions, named, &mut drive).expect("valid");
+        broker.import_definitions(&definitions.with_vhost(named), &mut drive).expect("valid");
         let vhost = broker.vhost(vhost).expect("it exists");
         assert_eq!(vhost.policies(PolicyScope::User).len(), 1);
         assert_eq!(vhost.policies(PolicyScope::Operator).len(), 1);

@@ -1,3 +1,5 @@
+//! Policies: RabbitMQ's texts, which one is in effect, and how they merge.
+
 use super::*;
 use crate::codec::method::AMQPValue;
 
@@ -114,7 +116,8 @@ fn keys_of_other_times_are_taken() {
         r#"{"ha-mode":"nodes","ha-params":["a"],"ha-promote-on-shutdown":"always"}"#,
         r#"{"queue-mode":"lazy","queue-version":2,"queue-master-locator":"min-masters"}"#,
         r#"{"max-age":"7D","stream-max-segment-size-bytes":1,"initial-cluster-size":3}"#,
-        r#"{"max-in-memory-length":1,"max-in-memory-bytes":1,"dead-letter-strategy":"at-most-once"}"#,
+        r#"{"max-in-memory-length":1,"max-in-memory-bytes":1}"#,
+        r#"{"dead-letter-strategy":"at-most-once"}"#,
         r#"{"queue-leader-locator":"balanced","delivery-limit":-1,"consumer-timeout":0}"#,
     ] {
         Policy::new(PolicyScope::User, policy("p", "", 0, json)).expect(json);
