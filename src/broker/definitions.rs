@@ -200,8 +200,7 @@ impl Import<'_> {
             }
             return Ok(());
         }
-        let kind = ExchangeKind::parse(kind)
-            .ok_or_else(|| format!("{what}: unknown exchange type '{kind}'"))?;
+        let kind = ExchangeKind::named(kind).map_err(|error| format!("{what}: {}", error.text))?;
         let spec = ExchangeSpec {
             kind,
             durable: exchange.durable,
@@ -254,7 +253,8 @@ impl Import<'_> {
         }
         let mut arguments =
             table::from_json(&queue.arguments).map_err(|error| format!("{what}: {error}"))?;
-        add_type(&mut arguments, queue.kind.as_deref());
+        let is_classic_by_default = vhost.definition().metadata.default_queue_type.is_none();
+        add_type(&mut arguments, queue.kind.as_deref(), is_classic_by_default);
         let declaration = Declaration {
             durable: queue.durable,
             auto_delete: queue.auto_delete,
@@ -297,16 +297,16 @@ impl Import<'_> {
         let arguments =
             table::from_json(&binding.arguments).map_err(|error| format!("{what}: {error}"))?;
         let key = routing_key.as_bytes();
-        let bound = vhost.change(|topology| topology.bind(source, end, key, &arguments));
+        let bound = vhost.bind(source, end, key, &arguments, self.drive);
         bound.map_err(|error| format!("{what}: {}", error.text))
     }
 }
 
 /// Files of RabbitMQ 3 name the type beside the arguments; the argument is what counts.
-fn add_type(arguments: &mut FieldTable, kind: Option<&str>) {
-    if let Some(kind) = kind.filter(|kind| *kind != "classic")
-        && !arguments.inner().contains_key("x-queue-type")
-    {
+fn add_type(arguments: &mut FieldTable, kind: Option<&str>, is_classic_by_default: bool) {
+    let Some(kind) = kind else { return };
+    let is_default = kind == "classic" && is_classic_by_default;
+    if !is_default && !arguments.inner().contains_key("x-queue-type") {
         arguments.insert("x-queue-type".into(), AMQPValue::LongString(kind.into()));
     }
 }

@@ -14,7 +14,7 @@ pub mod client;
 pub mod notation;
 
 use std::fs::{self, File};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -65,12 +65,15 @@ pub struct Broker {
     pub vhost: String,
     pid: Option<u32>,
     rabbitmq: OnceLock<bool>,
+    data_dir: Option<PathBuf>,
     process: Option<Process>,
 }
 
 struct Process {
     watchdog: Mutex<Child>,
     dir: tempfile::TempDir,
+    /// A data directory that goes with the broker.
+    data_dir: Option<tempfile::TempDir>,
 }
 
 impl Broker {
@@ -97,6 +100,7 @@ impl Broker {
             vhost: "/".into(),
             pid: None,
             rabbitmq: OnceLock::new(),
+            data_dir: None,
             process: None,
         }
     }
@@ -116,15 +120,76 @@ impl Broker {
             vhost: if vhost.is_empty() { "/".into() } else { vhost.replace("%2F", "/") },
             pid: None,
             rabbitmq: OnceLock::new(),
+            data_dir: None,
             process: None,
         })
     }
 
+    /// The broker named by `AMQP_URI`, else a new one with a data directory.
+    pub fn start_with_data_dir() -> Broker {
+        Self::external().unwrap_or_else(|| {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let data = dir.path().join("data");
+            let mut broker = Self::on_data_dir(&data, "");
+            broker.process.as_mut().expect("it was just started").data_dir = Some(dir);
+            broker
+        })
+    }
+
+    /// A new broker on this data directory, which stays when the broker goes.
+    pub fn on_data_dir(data_dir: &Path, toml: &str) -> Broker {
+        let data_dir = data_dir.to_str().expect("a path in UTF-8");
+        let mut broker = Self::spawn_with(toml, &["--data-dir", data_dir]);
+        broker.data_dir = Some(data_dir.into());
+        broker
+    }
+
+    /// Imports definitions: with the reference's tool, which `AMQP_CTL` names, or ours. The error
+    /// is what the tool printed.
+    pub fn import(&self, definitions: &str) -> Result<String, String> {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        fs::write(file.path(), definitions).expect("it can be written");
+        self.definitions("import", "import_definitions", file.path())
+    }
+
+    /// All definitions, as JSON.
+    pub fn export(&self) -> serde_json::Value {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        self.definitions("export", "export_definitions", file.path()).expect("an export");
+        let text = fs::read(file.path()).expect("the tool has written it");
+        serde_json::from_slice(&text).expect("JSON")
+    }
+
+    fn definitions(&self, ours: &str, theirs: &str, file: &Path) -> Result<String, String> {
+        let output = match &self.data_dir {
+            Some(data_dir) => Command::new(env!("CARGO_BIN_EXE_leveret"))
+                .args(["definitions", ours])
+                .arg(file)
+                .arg("--data-dir")
+                .arg(data_dir)
+                .output(),
+            None => {
+                let ctl = std::env::var("AMQP_CTL").expect("AMQP_CTL is set when AMQP_URI is");
+                let mut words = ctl.split_whitespace();
+                let program = words.next().expect("AMQP_CTL names a program");
+                Command::new(program).args(words).args(["-q", theirs]).arg(file).output()
+            }
+        };
+        let output = output.expect("the tool runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let all = text(&output.stdout) + &text(&output.stderr);
+        if output.status.success() { Ok(all) } else { Err(all) }
+    }
+
     fn spawn(toml: &str) -> Broker {
+        Self::spawn_with(toml, &["--no-store"])
+    }
+
+    fn spawn_with(toml: &str, store: &[&str]) -> Broker {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ready = dir.path().join("ready.json");
         let mut command = Command::new("sh");
-        command.args(["-c", WATCHDOG, "sh", env!("CARGO_BIN_EXE_leveret"), "serve", "--no-store"]);
+        command.args(["-c", WATCHDOG, "sh", env!("CARGO_BIN_EXE_leveret"), "serve"]).args(store);
         command.args(["--amqp-listen", "127.0.0.1:0", "--ready-file"]).arg(&ready);
         if !toml.is_empty() {
             let config = dir.path().join("leveret.toml");
@@ -135,7 +200,7 @@ impl Broker {
         command.current_dir(dir.path()).stdin(Stdio::piped());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         let watchdog = Mutex::new(command.spawn().expect("sh starts"));
-        let process = Process { watchdog, dir };
+        let process = Process { watchdog, dir, data_dir: None };
         let started = process.wait_until_ready(&ready);
         Broker {
             address: started["amqp"][0].as_str().expect("an address").into(),
@@ -144,6 +209,7 @@ impl Broker {
             vhost: "/".into(),
             pid: Some(started["pid"].as_u64().expect("a process id") as u32),
             rabbitmq: OnceLock::from(false),
+            data_dir: None,
             process: Some(process),
         }
     }
