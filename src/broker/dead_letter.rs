@@ -4,9 +4,11 @@
 //! held (never two queues at once). It must not know why a message died, nor what its headers say
 //! about that: see `death`.
 //!
-//! A copy stays here until every target has taken it, also when the work of its connection is
-//! interrupted by a crash: `Drive` keeps what was not published, and goes on with it.
+//! The dead letters of a queue stand in line with it, and one thread at a time publishes them, so
+//! that they keep their order. What is published in one go is bounded: the timer goes on with the
+//! rest.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,22 +23,29 @@ use crate::routing::Routed;
 
 use super::drive::Drive;
 
-/// Dead letters are handed to their targets when so many are ready.
-const BATCH_MAX: usize = 1024;
+/// Dead letters that are published together.
+const CHUNK_LETTERS: usize = 1024;
 
-/// An arena up to this capacity (bytes) is kept for later dead letters.
-const ARENA_KEPT_BYTES: usize = 1024 * 1024;
+/// A chunk takes no more letters when it holds this many bytes.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Chunks that are published in one go; others get their turn before the rest.
+pub(super) const CHUNKS_AT_ONCE: usize = 8;
+
+/// Dead letters are handed to their targets when they are so many, each target counted.
+const WORK_MAX: usize = 4096;
 
 /// Headers beyond this (bytes) do not fit into a queue: a dead letter whose history makes them so
 /// large is dropped. Those of a client are at most half as large.
 const HEADER_MAX: usize = 2 * 1024 * 1024 - 1;
 
-/// Where a queue's dead letters go.
+/// Some dead letters of a queue that go to the same exchange.
 #[derive(Debug)]
-struct Burial {
-    source: Arc<QueueCell>,
+pub(super) struct Chunk {
     exchange: Box<str>,
     routing_key: Option<Box<str>>,
+    /// Addresses, headers and small bodies.
+    arena: Vec<u8>,
     letters: Vec<Letter>,
 }
 
@@ -54,47 +63,77 @@ enum LetterBody {
     Shared(Bytes),
 }
 
-/// See the module's description.
+/// The dead letters of one queue, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct DeadLetters {
-    /// Addresses, headers and small bodies.
-    arena: Vec<u8>,
-    burials: Vec<Burial>,
+pub(super) struct DeadLetters {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    /// Somebody is publishing them, and will go on to the last.
+    pub(super) in_hand: bool,
 }
 
 impl DeadLetters {
     pub(super) fn is_empty(&self) -> bool {
-        self.burials.is_empty()
+        self.chunks.is_empty()
     }
 
-    /// Copies messages that died in `source`, whose settings these are.
+    /// Bytes held, shared bodies excepted.
+    pub(super) fn memory(&self) -> usize {
+        self.bytes
+    }
+
+    /// Copies messages that died in a queue with these settings.
     pub(super) fn bury<'c>(
         &mut self,
-        source: &Arc<QueueCell>,
         settings: &Settings,
         dead: impl Iterator<Item = (Content<'c>, Reason)>,
     ) {
         let Some(exchange) = &settings.dead_letter_exchange else { return };
-        let letters = dead.map(|(content, reason)| Letter {
-            address: self.copy(content.address),
-            header: self.copy(content.header),
+        let routing_key = &settings.dead_letter_routing_key;
+        for (content, reason) in dead {
+            let has_room = self.chunks.back().is_some_and(|chunk| {
+                chunk.letters.len() < CHUNK_LETTERS
+                    && chunk.arena.len() < CHUNK_BYTES
+                    && chunk.exchange == *exchange
+                    && chunk.routing_key == *routing_key
+            });
+            if !has_room {
+                let (exchange, routing_key) = (exchange.clone(), routing_key.clone());
+                let (arena, letters) = (Vec::new(), Vec::new());
+                self.chunks.push_back(Chunk { exchange, routing_key, arena, letters });
+            }
+            let chunk = self.chunks.back_mut().expect("there is one now");
+            let before = chunk.memory();
+            chunk.add(&content, reason);
+            self.bytes += chunk.memory() - before;
+        }
+    }
+
+    /// Takes the oldest ones.
+    pub(super) fn take(&mut self) -> Option<Chunk> {
+        let chunk = self.chunks.pop_front()?;
+        self.bytes -= chunk.memory();
+        Some(chunk)
+    }
+}
+
+impl Chunk {
+    fn memory(&self) -> usize {
+        self.arena.capacity() + self.letters.capacity() * size_of::<Letter>()
+    }
+
+    fn add(&mut self, content: &Content<'_>, reason: Reason) {
+        let arena = &mut self.arena;
+        let letter = Letter {
+            address: put(arena, content.address),
+            header: put(arena, content.header),
             body: match content.body {
-                Body::Inline(body) => LetterBody::Inline(self.copy(body)),
+                Body::Inline(body) => LetterBody::Inline(put(arena, body)),
                 Body::Shared(body) => LetterBody::Shared(body.clone()),
             },
             reason,
-        });
-        let letters = letters.collect();
-        self.burials.push(Burial {
-            source: source.clone(),
-            exchange: exchange.clone(),
-            routing_key: settings.dead_letter_routing_key.clone(),
-            letters,
-        });
-    }
-
-    fn copy(&mut self, bytes: &[u8]) -> Span {
-        put(&mut self.arena, bytes)
+        };
+        self.letters.push(letter);
     }
 }
 
@@ -102,6 +141,14 @@ fn put(arena: &mut Vec<u8>, bytes: &[u8]) -> Span {
     let span = Span::new(arena.len(), bytes.len());
     arena.extend_from_slice(bytes);
     span
+}
+
+/// Where dead letters come from and go to.
+struct Way<'a> {
+    vhost: Arc<Vhost>,
+    source: &'a str,
+    exchange: Box<str>,
+    routing_key: Option<Box<str>>,
 }
 
 /// The last dead letter that was made: most are like the one before but for their body.
@@ -126,26 +173,20 @@ pub(crate) struct Undertaker {
 }
 
 impl Undertaker {
-    /// Publishes dead letters to where they go. What dies on the way is in `drive` again.
-    pub(super) fn publish(&mut self, dead: DeadLetters, drive: &mut Drive) {
-        let DeadLetters { mut arena, burials } = dead;
-        for burial in burials {
-            // A vhost that is gone takes its dead letters with it.
-            let Some(vhost) = burial.source.vhost() else { continue };
-            let mut template = None;
-            for letter in &burial.letters {
-                self.stage(&vhost, &burial, letter, &mut arena, &mut template, drive);
-                if self.batch.work() >= BATCH_MAX {
-                    self.commit(&arena, drive);
-                }
+    /// Publishes dead letters of `source` to where they go. What dies on the way is in line there.
+    pub(super) fn publish(&mut self, source: &QueueCell, chunk: Chunk, drive: &mut Drive) {
+        // A vhost that is gone takes its dead letters with it.
+        let Some(vhost) = source.vhost() else { return };
+        let Chunk { exchange, routing_key, mut arena, letters } = chunk;
+        let way = Way { vhost, source: source.name(), exchange, routing_key };
+        let mut template = None;
+        for letter in &letters {
+            self.stage(&way, letter, &mut arena, &mut template, drive);
+            if self.batch.work() >= WORK_MAX {
+                self.commit(&arena, drive);
             }
         }
         self.commit(&arena, drive);
-        // The memory serves the next dead letters, unless it was an exception.
-        arena.clear();
-        if drive.dead_letters.is_empty() && arena.capacity() <= ARENA_KEPT_BYTES {
-            drive.dead_letters.arena = arena;
-        }
     }
 
     fn commit(&mut self, arena: &[u8], drive: &mut Drive) {
@@ -157,8 +198,7 @@ impl Undertaker {
 
     fn stage(
         &mut self,
-        vhost: &Vhost,
-        burial: &Burial,
+        way: &Way<'_>,
         letter: &Letter,
         arena: &mut Vec<u8>,
         template: &mut Option<Template>,
@@ -169,10 +209,10 @@ impl Undertaker {
             template.reason == letter.reason
                 && template.old_address == arena[letter.address.range()]
                 && template.old_properties == old_header[HEADER_FIXED..]
-                && template.generation == vhost.generation()
+                && template.generation == way.vhost.generation()
         };
         if !template.as_ref().is_some_and(is_like) {
-            *template = self.template(vhost, burial, letter, arena, drive);
+            *template = self.template(way, letter, arena, drive);
         }
         let Some(made) = template else { return };
         let size: [u8; 8] = body_size(old_header);
@@ -198,8 +238,7 @@ impl Undertaker {
     /// be made.
     fn template(
         &mut self,
-        vhost: &Vhost,
-        burial: &Burial,
+        way: &Way<'_>,
         letter: &Letter,
         arena: &[u8],
         drive: &mut Drive,
@@ -207,15 +246,15 @@ impl Undertaker {
         let old_address = &arena[letter.address.range()];
         let old_header = &arena[letter.header.range()];
         let death = Death {
-            queue: burial.source.name(),
+            queue: way.source,
             reason: letter.reason,
             time_s: drive.now.0 / 1000,
-            has_key: burial.routing_key.is_some(),
+            has_key: way.routing_key.is_some(),
         };
         let header = death::header(old_header, old_address, &death);
         let (_, old_key) = split_address(old_address);
-        let key = burial.routing_key.as_deref().map_or(old_key, str::as_bytes);
-        let exchange = burial.exchange.as_bytes();
+        let key = way.routing_key.as_deref().map_or(old_key, str::as_bytes);
+        let exchange = way.exchange.as_bytes();
         let mut address = Vec::with_capacity(2 + exchange.len() + key.len());
         for part in [exchange, key] {
             address.push(u8::try_from(part.len()).ok()?);
@@ -224,10 +263,10 @@ impl Undertaker {
         if header.len() > HEADER_MAX {
             return None;
         }
-        let generation = vhost.generation();
+        let generation = way.vhost.generation();
         let headers = Properties::of_header(&header).headers().unwrap_or_default();
         let mut keys = vec![key];
-        if burial.routing_key.is_none() {
+        if way.routing_key.is_none() {
             keys.extend(death::carbon_copies(headers));
         }
         let body = match &letter.body {
@@ -235,7 +274,7 @@ impl Undertaker {
             LetterBody::Shared(body) => Body::Shared(body),
         };
         let content = Content { address: &address, header: &header, body };
-        let mut targets = vhost.route_dead_letter(&keys, &content, drive, &mut self.routed);
+        let mut targets = way.vhost.route_dead_letter(&keys, &content, drive, &mut self.routed);
         if letter.reason != Reason::Rejected {
             targets.retain(|target| !death::is_cycle(headers, target.name()));
         }

@@ -4,12 +4,13 @@
 //! has to do when no lock is held any more: wake writers. One exists for each worker thread, so
 //! that idle connections hold none and nothing is allocated in the steady state.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 use rustc_hash::FxHashMap;
 
-use super::dead_letter::{DeadLetters, Undertaker};
+use super::dead_letter::{CHUNKS_AT_ONCE, Undertaker};
 use super::{ConnectionId, QueueCell};
 use crate::clock::Millis;
 use crate::queue::{Effects, Queue};
@@ -30,8 +31,8 @@ pub struct Drive {
     pub(crate) deleted: Vec<Queue>,
     /// A queue whose consumers the current publisher outruns.
     pub(crate) outrun: Option<Arc<QueueCell>>,
-    /// Dead letters to publish when no lock is held.
-    pub(crate) dead_letters: DeadLetters,
+    /// Queues whose dead letters are in hand here, to be published when no lock is held.
+    pub(super) buriers: VecDeque<Arc<QueueCell>>,
     pub(super) undertaker: Undertaker,
 }
 
@@ -50,8 +51,8 @@ impl Drive {
     /// letters are published.
     pub(crate) fn forget(&mut self) {
         let (now, wakes) = (self.now, std::mem::take(&mut self.wakes));
-        let dead_letters = std::mem::take(&mut self.dead_letters);
-        *self = Self { now, wakes, dead_letters, ..Self::default() };
+        let buriers = std::mem::take(&mut self.buriers);
+        *self = Self { now, wakes, buriers, ..Self::default() };
     }
 
     /// Publishes dead letters, wakes whom the drive has work for, and frees what was deleted.
@@ -64,13 +65,22 @@ impl Drive {
         self.wakes.drain(..).for_each(Waker::wake);
     }
 
-    /// Publishes dead letters, those that this leads to included. Called when no lock is held.
+    /// Publishes dead letters, those that this leads to included, up to a bound; the timer goes on
+    /// with what is left. Called when no lock is held.
     pub(crate) fn publish_dead_letters(&mut self) {
-        while !self.dead_letters.is_empty() {
-            let dead = std::mem::take(&mut self.dead_letters);
-            let mut undertaker = std::mem::take(&mut self.undertaker);
-            undertaker.publish(dead, self);
-            self.undertaker = undertaker;
+        let mut chunks = 0;
+        while let Some(queue) = self.buriers.front().cloned() {
+            // Nobody would go on with those of a deleted queue.
+            while (chunks < CHUNKS_AT_ONCE || queue.is_gone())
+                && let Some(chunk) = queue.take_dead_letters()
+            {
+                chunks += 1;
+                let mut undertaker = std::mem::take(&mut self.undertaker);
+                undertaker.publish(&queue, chunk, self);
+                self.undertaker = undertaker;
+            }
+            queue.leave_dead_letters(&mut self.wakes);
+            self.buriers.pop_front();
         }
     }
 

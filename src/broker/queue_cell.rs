@@ -18,6 +18,7 @@ use std::task::{Context, Poll};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::dead_letter::DeadLetters;
 use super::drive::Drive;
 use super::outbox::{ConnectionId, Outbox, Subscriber};
 use super::pacing::Pacing;
@@ -25,7 +26,7 @@ use super::{Services, Vhost};
 use crate::clock::Millis;
 use crate::codec::method::{AMQPClass, FieldTable};
 use crate::queue::{
-    ConsumerKey, ConsumerSpec, Content, Effects, Kind, Origin, Queue, Settings, Slot,
+    Behind, ConsumerKey, ConsumerSpec, Content, Effects, Kind, Origin, Queue, Settings, Slot,
 };
 use crate::routing::QueueId;
 
@@ -105,6 +106,7 @@ struct State {
     deadline: Option<Millis>,
     /// Deliveries without a consumer, while there is a consumer timeout.
     strays: timing::Strays,
+    dead_letters: DeadLetters,
 }
 
 /// See the module's description.
@@ -176,6 +178,7 @@ impl QueueCell {
             used_at: Millis::default(),
             deadline: None,
             strays: timing::Strays::default(),
+            dead_letters: DeadLetters::default(),
         };
         Self {
             id,
@@ -372,13 +375,20 @@ impl QueueCell {
         source: u32,
         drive: &mut Drive,
     ) -> Result<bool, Refusal> {
-        let mut state = self.lock();
-        if state.gone {
-            return Err(Refusal::Gone);
-        }
+        let (mut state, got) = loop {
+            let mut state = self.lock();
+            if state.gone {
+                return Err(Refusal::Gone);
+            }
+            state.used_at = drive.now;
+            match state.queue.get(no_ack, drive.now, &mut drive.effects) {
+                Ok(got) => break (state, got),
+                Err(Behind) => self.dispatch(&mut state, &no_content, drive),
+            }
+            drop(state);
+            drive.publish_dead_letters();
+        };
         let state = &mut *state;
-        state.used_at = drive.now;
-        let got = state.queue.get(no_ack, drive.now, &mut drive.effects);
         if let Some(got) = &got {
             let left = state.queue.ready() as u32;
             let content = state.queue.got_content(got);
@@ -424,7 +434,11 @@ impl QueueCell {
 
     /// Marks the queue as deleted, drops its messages and tells its consumers. Answers how many
     /// messages were ready. The caller takes the name out of the vhost.
-    pub(crate) fn delete(&self, condition: DeleteIf, drive: &mut Drive) -> Result<u32, Kept> {
+    pub(crate) fn delete(
+        self: &Arc<Self>,
+        condition: DeleteIf,
+        drive: &mut Drive,
+    ) -> Result<u32, Kept> {
         let mut state = self.lock();
         if state.gone {
             return Err(Kept::Gone);
@@ -443,6 +457,7 @@ impl QueueCell {
         // Freeing many messages takes a while: that is done when no lock is held.
         drive.deleted.push(std::mem::replace(&mut state.queue, Queue::new(Settings::default())));
         self.count_memory(&mut state);
+        self.take_in_hand(&mut state, drive);
         self.forget_deadline(&mut state, &mut drive.wakes);
         state.pacing.release(&mut drive.wakes);
         for subscriber in std::mem::take(&mut state.subscribers).into_iter().flatten() {
@@ -516,8 +531,9 @@ impl QueueCell {
                 };
                 (content, dead.reason)
             });
-            drive.dead_letters.bury(self, queue.settings(), dead);
+            state.dead_letters.bury(queue.settings(), dead);
         }
+        self.take_in_hand(state, drive);
         state.queue.finish(&mut drive.effects);
     }
 
@@ -542,7 +558,7 @@ impl QueueCell {
     }
 
     fn count_memory(&self, state: &mut State) {
-        let now = state.queue.memory();
+        let now = state.queue.memory() + state.dead_letters.memory();
         self.services.memory.add(now as i64 - state.memory_counted as i64);
         state.memory_counted = now;
     }

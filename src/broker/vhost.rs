@@ -312,7 +312,7 @@ impl Vhost {
     /// Deletes a queue with its bindings; answers how many messages were ready.
     pub(crate) fn delete_queue(
         &self,
-        cell: &QueueCell,
+        cell: &Arc<QueueCell>,
         condition: DeleteIf,
         drive: &mut Drive,
     ) -> Result<u32, AmqpError> {

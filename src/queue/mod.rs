@@ -62,6 +62,10 @@ const DROPS_MAX: usize = if cfg!(test) { 96 } else { 16 * 1024 };
 /// Unsettled deliveries are looked through for overdue ones at most this often (milliseconds).
 const OVERDUE_LOOK_MS: u64 = 100;
 
+/// More has expired than one drive may take out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Behind;
+
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Queue {
@@ -333,15 +337,27 @@ impl Queue {
 
     /// `basic.get`: takes the first message, if any. The driver encodes [`Queue::got_content`] and
     /// then calls [`Queue::finish_get`].
-    pub(crate) fn get(&mut self, no_ack: bool, now: Millis, effects: &mut Effects) -> Option<Got> {
+    ///
+    /// # Errors
+    /// When so much has expired before it that it takes another drive.
+    pub(crate) fn get(
+        &mut self,
+        no_ack: bool,
+        now: Millis,
+        effects: &mut Effects,
+    ) -> Result<Option<Got>, Behind> {
         let has_expired = |head: Head| head.expiry.is_some_and(|expiry| expiry <= now);
         while self.lanes.peek().is_some_and(has_expired) {
+            if effects.expiries == EXPIRIES_MAX {
+                return Err(Behind);
+            }
+            effects.expiries += 1;
             let message = self.take().expect("peeked above");
             self.discard(message, Reason::Expired, effects);
         }
-        let message = self.take()?;
+        let Some(message) = self.take() else { return Ok(None) };
         let slot = (!no_ack).then(|| self.hold(message, None, now));
-        Some(Got { location: message.location, slot, returns: message.returns })
+        Ok(Some(Got { location: message.location, slot, returns: message.returns }))
     }
 
     pub(crate) fn got_content(&self, got: &Got) -> Content<'_> {

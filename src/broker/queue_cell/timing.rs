@@ -10,6 +10,7 @@ use std::task::Waker;
 use rustc_hash::FxHashMap;
 
 use super::{DeleteIf, QueueCell, State, no_content};
+use crate::broker::dead_letter::Chunk;
 use crate::broker::deadlines::Timed;
 use crate::broker::drive::Drive;
 use crate::broker::outbox::{Outbox, Subscriber};
@@ -83,7 +84,10 @@ impl QueueCell {
     /// Sets the deadline when something is due earlier than it stands. A later one is left to the
     /// tick, so that most drives need not look at the deadlines.
     pub(super) fn reschedule(self: &Arc<Self>, state: &mut State, wakes: &mut Vec<Waker>) {
-        let next = state.queue.next_deadline().into_iter().chain(state.expires_at()).min();
+        let has_left = !state.dead_letters.is_empty() && !state.dead_letters.in_hand;
+        let at_once = has_left.then(Millis::default);
+        let due = state.queue.next_deadline().into_iter().chain(state.expires_at());
+        let next = due.chain(at_once).min();
         let Some(next) = next else { return };
         if state.gone || state.deadline.is_some_and(|at| at <= next) {
             return;
@@ -91,6 +95,29 @@ impl QueueCell {
         let timed: Weak<Self> = Arc::downgrade(self);
         let before = state.deadline.replace(next);
         self.services.deadlines.set(self.id.0, timed, before, Some(next), wakes);
+    }
+
+    /// Makes this drive publish the dead letters, unless somebody else already does.
+    pub(super) fn take_in_hand(self: &Arc<Self>, state: &mut State, drive: &mut Drive) {
+        if !state.dead_letters.is_empty() && !state.dead_letters.in_hand {
+            state.dead_letters.in_hand = true;
+            drive.buriers.push_back(self.clone());
+        }
+    }
+
+    /// The oldest dead letters, for who has them in hand.
+    pub(in crate::broker) fn take_dead_letters(&self) -> Option<Chunk> {
+        let mut state = self.lock();
+        let chunk = state.dead_letters.take();
+        self.count_memory(&mut state);
+        chunk
+    }
+
+    /// Ends publishing; the timer goes on if anything is left.
+    pub(in crate::broker) fn leave_dead_letters(self: &Arc<Self>, wakes: &mut Vec<Waker>) {
+        let mut state = self.lock();
+        state.dead_letters.in_hand = false;
+        self.reschedule(&mut state, wakes);
     }
 
     pub(super) fn forget_deadline(&self, state: &mut State, wakes: &mut Vec<Waker>) {
@@ -161,6 +188,7 @@ impl Timed for QueueCell {
             if state.gone {
                 return;
             }
+            self.take_in_hand(state, drive);
             let is_done = self.end_overdue(state, drive);
             self.dispatch(state, &no_content, drive);
             condition.expired = !is_done;

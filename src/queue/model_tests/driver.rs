@@ -14,8 +14,8 @@ use crate::clock::Millis;
 use crate::codec::properties::{CONTENT_TYPE, EXPIRATION, MESSAGE_ID, PRIORITY, is_well_formed};
 use crate::queue::segment::SMALL_SEGMENT_BYTES;
 use crate::queue::{
-    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Overdue, Pass,
-    Queue, SHARED_BODY_MIN, Settings, Slot,
+    Behind, Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Overdue,
+    Pass, Queue, SHARED_BODY_MIN, Settings, Slot,
 };
 
 use super::history::{ConsumerPick, Payload, Pick, Settlement, Step, Subscription};
@@ -279,7 +279,7 @@ impl Driver {
                 self.dispatch(0, out);
             }
             Command::Get { no_ack } => {
-                out.got = self.take_one(*no_ack);
+                out.got = self.take_one(*no_ack, out);
                 self.dispatch(0, out);
             }
             Command::Purge => out.purged = self.queue.purge(&mut self.effects),
@@ -451,8 +451,14 @@ impl Driver {
         out.deliveries.push(Delivered { consumer, message, returns, delivery, is_counted });
     }
 
-    fn take_one(&mut self, no_ack: bool) -> Option<(usize, u32, Option<usize>)> {
-        let got = self.queue.get(no_ack, self.now, &mut self.effects)?;
+    fn take_one(&mut self, no_ack: bool, out: &mut Outcome) -> Option<(usize, u32, Option<usize>)> {
+        let got = loop {
+            match self.queue.get(no_ack, self.now, &mut self.effects) {
+                Ok(got) => break got?,
+                Err(Behind) => self.hand_over(0, out),
+            }
+            self.effects.end_drive();
+        };
         assert_eq!(got.slot.is_none(), no_ack);
         let message = recognise(&self.samples, &self.queue.got_content(&got));
         self.queue.finish_get(&got, &mut self.effects);
