@@ -197,9 +197,14 @@ impl Outbox {
         guard.wake(wakes);
     }
 
+    /// Whether a channel was closed without its connection, which has not seen that yet.
+    pub(crate) fn has_closed_channels(&self) -> bool {
+        self.has_closed_channels.load(Ordering::Acquire)
+    }
+
     /// For the connection: the channels that were closed without it.
     pub(crate) fn take_closed_channels(&self) -> Vec<u16> {
-        if !self.has_closed_channels.load(Ordering::Acquire) {
+        if !self.has_closed_channels() {
             return Vec::new();
         }
         let mut state = self.state.lock();

@@ -192,7 +192,7 @@ impl QueueCell {
         }
     }
 
-    /// Changes what policies can change, at once.
+    /// Changes what policies can change.
     pub(crate) fn configure(self: &Arc<Self>, settings: Settings, drive: &mut Drive) {
         let settings = self.services.with_defaults(settings);
         let mut state = self.lock();
@@ -202,7 +202,8 @@ impl QueueCell {
         }
         self.may_reject.store(settings.rejects_publishes(), Ordering::Relaxed);
         state.queue.configure(settings, drive.now);
-        self.dispatch(state, &no_content, drive);
+        // What is due now is the timer's: there may be many queues, and much to drop.
+        self.reschedule(state, &mut drive.wakes);
     }
 
     /// Whether a publish can be refused (`reject-publish`).

@@ -42,5 +42,9 @@ fn look_at(entry: &Entry) {
             entry.stop.ask();
         }
     }
+    if entry.outbox.has_closed_channels() {
+        // Its client may have nothing more to say.
+        entry.stop.nudge();
+    }
     entry.outbox.shrink_if_idle();
 }

@@ -233,7 +233,10 @@ impl Reader {
         // What the client sends meanwhile, heartbeats too, is not seen.
         self.connection.liveness().set_reading(false, now());
         std::future::poll_fn(|context| {
-            if stop.poll_asked(context) { Poll::Ready(()) } else { outbox.poll_drained(context) }
+            if stop.poll_asked(context) || stop.take_nudge() {
+                return Poll::Ready(());
+            }
+            outbox.poll_drained(context)
         })
         .await;
         self.connection.liveness().set_reading(true, now());
@@ -257,7 +260,7 @@ impl Reader {
             if self.is_peer_gone().await {
                 stop.ask();
             }
-            if self.connection.is_expelled() {
+            if self.connection.is_expelled() || self.connection.outbox().has_closed_channels() {
                 break;
             }
         }

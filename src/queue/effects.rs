@@ -6,6 +6,7 @@
 use super::consumers::ConsumerKey;
 use super::lane::{Location, Spares};
 use super::unacked::Slot;
+use super::{DEAD_BYTES_MAX, EXPIRIES_MAX};
 
 /// Where the content of a delivery or a dead letter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub(crate) struct Effects {
     /// Messages that expired, and messages dropped for want of room, in this drive so far.
     pub(super) expiries: usize,
     pub(super) drops: usize,
+    /// Bytes of the bodies of dead letters in this drive so far.
+    pub(super) dead_bytes: usize,
     pub(super) spares: Spares,
 }
 
@@ -104,6 +107,11 @@ impl Effects {
     pub(crate) fn end_drive(&mut self) {
         self.expiries = 0;
         self.drops = 0;
+        self.dead_bytes = 0;
+    }
+
+    pub(super) fn may_expire_more(&self) -> bool {
+        self.expiries < EXPIRIES_MAX && self.dead_bytes <= DEAD_BYTES_MAX
     }
 
     /// Whether no drive was left half done.

@@ -59,6 +59,9 @@ const EXPIRIES_MAX: usize = if cfg!(test) { 64 } else { 2048 };
 /// only a limit that was lowered takes several drives.
 const DROPS_MAX: usize = if cfg!(test) { 96 } else { 16 * 1024 };
 
+/// Bytes of dead letters that may leave in one drive, for they are copied.
+const DEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Unsettled deliveries are looked through for overdue ones at most this often (milliseconds).
 const OVERDUE_LOOK_MS: u64 = 100;
 
@@ -112,6 +115,7 @@ impl Queue {
             "a queue keeps its structure"
         );
         self.settings = settings;
+        self.is_behind = self.settings.are_exceeded(self.ready(), self.ready_bytes);
         self.overdue_look = self.consumer_timeout_ms().map(|_| now);
     }
 
@@ -224,7 +228,7 @@ impl Queue {
         self.assign(now, effects);
         self.is_behind = false;
         while self.settings.are_exceeded(self.ready(), self.ready_bytes) {
-            if effects.drops == DROPS_MAX {
+            if effects.drops == DROPS_MAX || effects.dead_bytes > DEAD_BYTES_MAX {
                 self.is_behind = true;
                 return;
             }
@@ -237,7 +241,7 @@ impl Queue {
     /// Ends a drive: what has expired leaves. A message that expires at once (a time to live of 0)
     /// has had its chance of being delivered by then.
     pub(crate) fn expire(&mut self, now: Millis, effects: &mut Effects) {
-        while effects.expiries < EXPIRIES_MAX
+        while effects.may_expire_more()
             && let Some(message) = self.lanes.pop_expired(now)
         {
             effects.expiries += 1;
@@ -249,7 +253,7 @@ impl Queue {
     fn assign(&mut self, now: Millis, effects: &mut Effects) {
         while let Some(head) = self.lanes.peek() {
             if head.expiry.is_some_and(|expiry| expiry < now) {
-                if effects.expiries == EXPIRIES_MAX {
+                if !effects.may_expire_more() {
                     return;
                 }
                 effects.expiries += 1;
@@ -297,6 +301,7 @@ impl Queue {
     /// Lets go of a message that was taken; where dead letters are wanted, when it was copied.
     fn discard(&mut self, message: Taken, reason: Reason, effects: &mut Effects) {
         if self.has_dlx() {
+            effects.dead_bytes += message.body_len as usize;
             let origin = Origin::Stored(message.location);
             effects.dead.push(Dead { origin, reason });
         } else {
@@ -348,7 +353,7 @@ impl Queue {
     ) -> Result<Option<Got>, Behind> {
         let has_expired = |head: Head| head.expiry.is_some_and(|expiry| expiry <= now);
         while self.lanes.peek().is_some_and(has_expired) {
-            if effects.expiries == EXPIRIES_MAX {
+            if !effects.may_expire_more() {
                 return Err(Behind);
             }
             effects.expiries += 1;
