@@ -76,7 +76,9 @@ impl Drive {
             {
                 chunks += 1;
                 let mut undertaker = std::mem::take(&mut self.undertaker);
-                undertaker.publish(&queue, chunk, self);
+                if let Some(stuck) = undertaker.publish(&queue, chunk, self) {
+                    queue.put_off_dead_letters(stuck, self);
+                }
                 self.undertaker = undertaker;
             }
             queue.leave_dead_letters(&mut self.wakes);

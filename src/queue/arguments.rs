@@ -137,11 +137,7 @@ fn check_value(name: &str, value: &AMQPValue, arguments: &FieldTable) -> Result<
             }
         }
         "x-dead-letter-strategy" => {
-            one_of(value, &["at-most-once", "at-least-once"], "invalid_dlx_strategy")?;
-            match shown(value).as_str() {
-                "at-least-once" => Err("not supported by this version of Leveret".to_owned()),
-                _ => Ok(()),
-            }
+            one_of(value, &["at-most-once", "at-least-once"], "invalid_dlx_strategy")
         }
         "x-queue-mode" => {
             let reason = format!("\"unsupported queue mode '{}'\"", shown(value));

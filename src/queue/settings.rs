@@ -86,6 +86,8 @@ pub(crate) struct Settings {
     pub(crate) dead_letter_exchange: Option<Box<str>>,
     /// `x-dead-letter-routing-key`, instead of the message's own keys.
     pub(crate) dead_letter_routing_key: Option<Box<str>>,
+    /// `x-dead-letter-strategy` is `at-least-once`: a dead letter stays until its targets took it.
+    pub(crate) dead_letter_at_least_once: bool,
     /// `x-delivery-limit`: how often a message may come back; `None` for no limit.
     pub(crate) delivery_limit: Option<u32>,
     /// `x-consumer-timeout`: how long a delivery may stay unsettled, in milliseconds. 0 switches
@@ -125,6 +127,8 @@ impl Settings {
             overflow: text("x-overflow").and_then(|name| Overflow::parse(name.as_bytes())),
             dead_letter_exchange: text("x-dead-letter-exchange"),
             dead_letter_routing_key: text("x-dead-letter-routing-key"),
+            dead_letter_at_least_once: text("x-dead-letter-strategy").as_deref()
+                == Some("at-least-once"),
             delivery_limit: delivery_limit(kind, find(arguments, "x-delivery-limit")),
             consumer_timeout_ms: positive("x-consumer-timeout"),
             priority_max: positive("x-max-priority").and_then(|n| u8::try_from(n).ok()),
@@ -136,6 +140,12 @@ impl Settings {
     /// Whether a message may be dropped or refused for want of room.
     pub(crate) fn is_limited(&self) -> bool {
         self.length_max.is_some() || self.bytes_max.is_some()
+    }
+
+    /// Whether dead letters stay until their targets took them. As in RabbitMQ, only where a full
+    /// queue refuses new messages: otherwise it could not hold what cannot leave.
+    pub(crate) fn keeps_dead_letters(&self) -> bool {
+        self.dead_letter_at_least_once && self.overflow == Some(Overflow::RejectPublish)
     }
 
     /// Whether a full queue refuses new messages, rather than to drop old ones.

@@ -87,7 +87,7 @@ impl QueueCell {
         let has_left = !state.dead_letters.is_empty() && !state.dead_letters.in_hand;
         let at_once = has_left.then(Millis::default);
         let due = state.queue.next_deadline().into_iter().chain(state.expires_at());
-        let next = due.chain(at_once).min();
+        let next = due.chain(at_once).chain(state.dead_letters.next_retry()).min();
         let Some(next) = next else { return };
         if state.gone || state.deadline.is_some_and(|at| at <= next) {
             return;
@@ -111,6 +111,15 @@ impl QueueCell {
         let chunk = state.dead_letters.take();
         self.count_memory(&mut state);
         chunk
+    }
+
+    /// Keeps dead letters that found no target until they are tried again.
+    pub(in crate::broker) fn put_off_dead_letters(&self, stuck: Chunk, drive: &Drive) {
+        let mut state = self.lock();
+        if !state.gone {
+            state.dead_letters.put_off(stuck, drive.now);
+        }
+        self.count_memory(&mut state);
     }
 
     /// Ends publishing; the timer goes on if anything is left.
@@ -188,6 +197,7 @@ impl Timed for QueueCell {
             if state.gone {
                 return;
             }
+            state.dead_letters.retry(drive.now);
             self.take_in_hand(state, drive);
             let is_done = self.end_overdue(state, drive);
             self.dispatch(state, &no_content, drive);
