@@ -2,8 +2,8 @@
 //! afterwards.
 //!
 //! Owns the promise that a file exported from RabbitMQ does here what it does there. With
-//! `AMQP_URI` and `AMQP_CTL` in the environment, what does not need a broker of its own runs against
-//! that one.
+//! `AMQP_URI` and `AMQP_CTL` in the environment, what does not need a broker of its own runs
+//! against that one.
 
 mod support;
 
