@@ -215,8 +215,8 @@ mod tests {
                 let run = block.run(sequence, messages);
                 assert_eq!(run.len(), messages * length);
                 for (message, number) in run.chunks_exact(length).zip(sequence..) {
-                    // Behind the fixed part of the header, which ends in the flags.
-                    let at = length - 8 - 16 - 8 - 8;
+                    // 8 bytes of properties, an end byte, and the body in its frame.
+                    let at = length - (16 + FRAME_OVERHEAD) - 1 - 8;
                     assert_eq!(message[at..at + 2], [2, (number % 3) as u8], "of {messages}");
                     assert_eq!(message[at + 2..at + 8], *b"\x0560000");
                     let stamp = Stamp::read(&message[length - 17..]);

@@ -25,6 +25,9 @@ const BLOCK_BYTES: usize = 128 << 10;
 /// How long a producer waits for outstanding confirms, and for the answer to its close.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// The same where the run counts on all that was published: a broker may be far behind.
+const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// What a producer is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
@@ -36,6 +39,18 @@ pub(crate) struct Pace {
     pub(crate) window: Option<u64>,
     /// Whether bodies carry stamps.
     pub(crate) is_verified: bool,
+}
+
+impl Pace {
+    /// Whether the run counts on all that was published.
+    fn must_arrive(&self) -> bool {
+        self.count.is_some() || self.is_verified
+    }
+
+    /// How long the broker may hold the last bytes back.
+    fn patience(&self) -> Duration {
+        if self.must_arrive() { WHOLE_TIMEOUT } else { FINISH_TIMEOUT }
+    }
 }
 
 /// One producer, connected and ready.
@@ -113,18 +128,18 @@ impl Producer {
                 Room::Done => break,
                 Room::Wait(pause) => thread::sleep(pause),
                 Room::Now(count) => {
-                    is_whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
-                    sent += count;
+                    let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
+                    is_whole = whole == count;
+                    sent += whole;
                     board.tally(worker).published.store(sent, Relaxed);
                 }
             }
         }
         // A broker may hold the socket back; only whole frames may be followed by a close, and
         // the close-ok tells that all before it was taken.
-        let closing = closing_frame();
-        let is_closing = is_whole && write_whole(&stream, &closing, board)?;
-        if is_closing && pace.count.is_some() {
-            let deadline = Instant::now() + Duration::from_secs(60);
+        let is_closing = is_whole && write_closing(&stream, &pace, board)?;
+        if is_closing && pace.must_arrive() {
+            let deadline = Instant::now() + WHOLE_TIMEOUT;
             while !watch.is_finished() && board.is_running() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(5));
             }
@@ -157,9 +172,10 @@ impl Producer {
                 Room::Done => break,
                 Room::Wait(pause) => confirms.wait(&mut inbox, pause)?,
                 Room::Now(count) => {
-                    is_whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
-                    sent += count;
-                    confirms.window.sent(count);
+                    let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
+                    is_whole = whole == count;
+                    sent += whole;
+                    confirms.window.sent(whole);
                     board.tally(worker).published.store(sent, Relaxed);
                 }
             }
@@ -171,7 +187,7 @@ impl Producer {
                 deadline = Instant::now() + FINISH_TIMEOUT;
             }
         }
-        if is_whole && write_whole(&stream, &closing_frame(), board)? {
+        if is_whole && write_closing(&stream, &pace, board)? {
             inbox.await_close(FINISH_TIMEOUT);
         }
         let _ = stream.shutdown(Shutdown::Both);
@@ -179,7 +195,7 @@ impl Producer {
     }
 }
 
-/// Writes `count` messages; `false` when the run ended in the middle.
+/// Writes `count` messages; fewer when the run ended in the middle. Returns how many are whole.
 fn publish(
     block: &mut Block,
     pace: &Pace,
@@ -188,33 +204,47 @@ fn publish(
     count: u64,
     stream: &TcpStream,
     board: &Board,
-) -> Result<bool, PerfError> {
-    let count = count as usize;
+) -> Result<u64, PerfError> {
+    let messages = count as usize;
     if pace.is_verified {
-        block.stamp(Stamp { producer, sequence }, count);
+        block.stamp(Stamp { producer, sequence }, messages);
     }
-    write_whole(stream, block.run(sequence, count), board)
+    let bytes = block.run(sequence, messages);
+    let written = write(stream, bytes, pace.patience(), board)?;
+    // A message cut off in the middle is none.
+    Ok(written as u64 * count / bytes.len() as u64)
 }
 
-/// Writes all bytes, however long the broker holds them back; once the run is over, only for a
-/// little longer. `false` means that they were cut off.
-fn write_whole(mut stream: &TcpStream, bytes: &[u8], board: &Board) -> Result<bool, PerfError> {
+/// Writes all bytes, however long the broker holds them back; once the run is over, only with
+/// `patience`. Returns how many it wrote.
+fn write(
+    mut stream: &TcpStream,
+    bytes: &[u8],
+    patience: Duration,
+    board: &Board,
+) -> Result<usize, PerfError> {
     let mut rest = bytes;
-    let mut deadline = None;
+    let mut stopped: Option<Instant> = None;
     while !rest.is_empty() {
         match stream.write(rest) {
             Ok(count) => rest = &rest[count..],
             Err(error) if is_timeout(&error) && board.is_publishing() => {}
             Err(error) if is_timeout(&error) => {
-                let end = *deadline.get_or_insert_with(|| Instant::now() + FINISH_TIMEOUT);
-                if Instant::now() > end {
-                    return Ok(false);
+                let since = stopped.get_or_insert_with(Instant::now).elapsed();
+                if since > if board.is_running() { patience } else { FINISH_TIMEOUT } {
+                    break;
                 }
             }
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(true)
+    Ok(bytes.len() - rest.len())
+}
+
+/// Writes `connection.close`; `false` when it was cut off.
+fn write_closing(stream: &TcpStream, pace: &Pace, board: &Board) -> Result<bool, PerfError> {
+    let closing = closing_frame();
+    Ok(write(stream, &closing, pace.patience(), board)? == closing.len())
 }
 
 /// How many messages may go now.
