@@ -3,113 +3,14 @@
 // Each check runs on connections of its own and is given up at its deadline. amqplib offers no
 // transactions, so that check is not applicable here.
 
-import { randomBytes } from 'node:crypto';
 import { setTimeout as pause } from 'node:timers/promises';
 import assert from 'node:assert/strict';
-import amqp from 'amqplib';
-
-const MESSAGES = 10_000;
-const PREFETCH = 100;
-const CHECK_MS = 30_000;
-const BULK_MS = 60_000;
-
-const uri = process.argv[2] || process.env.AMQP_URI;
-if (!uri) {
-  console.error('usage: client.mjs amqp://user:password@host:port/%2F   (or set AMQP_URI)');
-  process.exit(2);
-}
-const prefix = `conformance.amqplib.${randomBytes(6).toString('hex')}`;
-const queues = [];
-const exchanges = [];
-const open = new Set();
-
-// Names of this run; the sweep at the end deletes what carries them.
-function queueName(label) {
-  queues.push(`${prefix}.${label}`);
-  return queues.at(-1);
-}
-
-function exchangeName(label) {
-  exchanges.push(`${prefix}.${label}`);
-  return exchanges.at(-1);
-}
-
-async function connect(to = uri) {
-  const connection = await amqp.connect(to);
-  connection.errors = [];
-  connection.on('error', (error) => connection.errors.push(error));
-  connection.on('close', () => open.delete(connection));
-  open.add(connection);
-  return connection;
-}
-
-async function withConnection(body) {
-  const connection = await connect();
-  const result = await body(connection);
-  await connection.close();
-  assert.deepEqual(connection.errors, [], 'errors on the connection');
-  return result;
-}
-
-// A channel's errors also reach the caller's promise; without a listener Node would exit.
-async function channelOf(connection) {
-  const channel = await connection.createChannel();
-  channel.on('error', () => {});
-  return channel;
-}
-
-async function confirmingChannelOf(connection) {
-  const channel = await connection.createConfirmChannel();
-  channel.on('error', () => {});
-  return channel;
-}
-
-async function until(condition, what, ms = 10_000) {
-  const deadline = Date.now() + ms;
-  while (!(await condition())) {
-    assert.ok(Date.now() < deadline, `timed out waiting for ${what}`);
-    await pause(10);
-  }
-}
-
-async function expectChannelError(code, action, what) {
-  try {
-    await action;
-  } catch (error) {
-    assert.equal(error.code, code, `${what}: ${error.message}`);
-    return error.message;
-  }
-  assert.fail(`${what}: no channel error`);
-}
-
-async function publishAll(channel, exchange, messages) {
-  messages.forEach(([key, headers], index) => {
-    channel.publish(exchange, key, Buffer.from(String(index)), { headers });
-  });
-  await channel.waitForConfirms();
-}
-
-// The bodies in the queue, oldest first.
-async function drain(channel, queue) {
-  const bodies = [];
-  for (;;) {
-    const message = await channel.get(queue, { noAck: true });
-    if (!message) return bodies;
-    bodies.push(Number(message.content.toString()));
-  }
-}
-
-async function count(channel, queue) {
-  return (await channel.checkQueue(queue)).messageCount;
-}
-
-async function expectUsable(connection) {
-  const channel = await confirmingChannelOf(connection);
-  const { queue } = await channel.assertQueue('', { exclusive: true });
-  channel.sendToQueue(queue, Buffer.from('7'));
-  await channel.waitForConfirms();
-  assert.deepEqual(await drain(channel, queue), [7], 'a new channel on the same connection');
-}
+import { CHECKS as QUEUE_CHECKS } from './queues.mjs';
+import {
+  MESSAGES, PREFETCH, CHECK_MS, BULK_MS, uri, prefix, queues, exchanges, open, queueName,
+  exchangeName, connect, withConnection, channelOf, confirmingChannelOf, until,
+  expectChannelError, publishAll, drain, count, expectUsable,
+} from './session.mjs';
 
 async function wrongPassword() {
   const wrong = new URL(uri);
@@ -369,6 +270,7 @@ async function getOne() {
       correlationId: 'correlation',
       replyTo: 'reply',
       messageId: 'id',
+      expiration: '3600000',
       timestamp: 1_700_000_000,
       type: 'type',
       appId: 'app',
@@ -501,6 +403,7 @@ const CHECKS = {
   'exclusive-locked': exclusiveLocked,
   'rpc-reply-to': rpcReplyTo,
   close,
+  ...QUEUE_CHECKS,
 };
 
 async function within(ms, action) {

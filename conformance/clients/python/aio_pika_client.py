@@ -6,10 +6,8 @@ Each check runs on connections of its own, as a task that is cancelled at its de
 import asyncio
 import datetime
 import sys
-import time
 import traceback
 
-import aio_pika
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import (
     AMQPError,
@@ -22,52 +20,10 @@ from aio_pika.exceptions import (
 )
 from aiormq.exceptions import ChannelLockedResource
 
+import aio_pika_queues
 import common
+from aio_pika_session import connect, count, drain, expect_channel_error, publish, run, until
 from common import MESSAGES, PREFETCH, ROUTING, expect, expect_equal
-
-run = common.Run("aio-pika")
-
-
-async def connect(uri=None):
-    return await aio_pika.connect(uri or run.uri, timeout=10)
-
-
-async def until(condition, what, seconds=10.0):
-    """Asks the condition, a coroutine function, until it holds."""
-    deadline = time.monotonic() + seconds
-    while not await condition():
-        expect(time.monotonic() < deadline, f"timed out waiting for {what}")
-        await asyncio.sleep(0.01)
-
-
-async def expect_channel_error(kind, action, what):
-    try:
-        await action
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"{what}: no channel error")
-
-
-async def publish(channel, exchange, key, body, headers=None, **more):
-    """Publishes and waits for the confirm, as every aio-pika channel does by default."""
-    target = channel.default_exchange
-    if exchange:
-        target = await channel.get_exchange(exchange, ensure=False)
-    message = Message(str(body).encode(), headers=headers or {})
-    return await target.publish(message, key, mandatory=False, **more)
-
-
-async def drain(queue):
-    """The bodies in the queue, oldest first."""
-    bodies = []
-    while (message := await queue.get(no_ack=True, fail=False)) is not None:
-        bodies.append(int(message.body))
-    return bodies
-
-
-async def count(channel, name):
-    queue = await channel.declare_queue(name, passive=True)
-    return queue.declaration_result.message_count
 
 
 async def wrong_password():
@@ -264,6 +220,7 @@ async def get():
             correlation_id="correlation",
             reply_to="reply",
             message_id="id",
+            expiration=3600,
             timestamp=datetime.datetime.fromtimestamp(1_700_000_000, datetime.timezone.utc),
             type="type",
             app_id="app",
@@ -279,7 +236,7 @@ async def get():
         )
         for field in (
             "content_type content_encoding headers delivery_mode priority correlation_id "
-            "reply_to message_id timestamp type app_id"
+            "reply_to message_id expiration timestamp type app_id"
         ).split():
             expect_equal(getattr(message, field), getattr(sent, field), field)
         await message.ack()
@@ -446,6 +403,7 @@ CHECKS = [
     ("rpc-reply-to", rpc_reply_to),
     ("tx", tx),
     ("close", close),
+    *aio_pika_queues.CHECKS,
 ]
 
 

@@ -14,6 +14,15 @@ PREFETCH = 100
 CHECK_SECONDS = 30.0
 BULK_SECONDS = 60.0
 
+# A queue's own times in milliseconds: short, yet longer than a busy machine's hiccups.
+TTL_MS = 300
+EXPIRES_MS = 300
+# How often a message goes round in the retry loop, and back into the quorum queue.
+ROUNDS = 3
+DELIVERY_LIMIT = 2
+# The priorities of the messages, by index, in a queue of five, and the order that comes of them.
+PRIORITIES = ([1, 5, None, 3, 9], [1, 4, 3, 0, 2])
+
 # exchange type -> (bindings as (queue, key, arguments), messages as (key, headers), and for each
 # queue the indices of the messages that it must hold, in this order and nothing else).
 ROUTING = {
@@ -122,3 +131,9 @@ def expect_complete(seen, messages):
     everything = sorted(body for bodies in seen.values() for body in bodies)
     expect_equal(len(everything), messages, "deliveries")
     expect(everything == list(range(messages)), "a message was lost or came twice")
+
+
+def expect_death(death, queue, reason, times):
+    """Compares an entry of x-death, of a message published to the queue by its name."""
+    got = [death.get(field) for field in ("queue", "reason", "count", "exchange", "routing-keys")]
+    expect_equal(got, [queue, reason, times, "", [queue]], "x-death")

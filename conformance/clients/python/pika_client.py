@@ -19,44 +19,9 @@ from pika.exceptions import (
 )
 
 import common
+import pika_queues
 from common import MESSAGES, PREFETCH, ROUTING, expect, expect_equal
-
-run = common.Run("pika")
-
-
-def connect(uri=None):
-    return pika.BlockingConnection(pika.URLParameters(uri or run.uri))
-
-
-def until(connection, condition, what, seconds=10.0):
-    """Serves the connection until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        expect(time.monotonic() < deadline, f"timed out waiting for {what}")
-        connection.process_data_events(time_limit=0.1)
-
-
-def expect_channel_error(code, action, what):
-    try:
-        action()
-    except ChannelClosedByBroker as error:
-        expect_equal(error.reply_code, code, what)
-        return error.reply_text
-    raise AssertionError(f"{what}: no channel error")
-
-
-def drain(channel, queue):
-    """The bodies in the queue, oldest first."""
-    bodies = []
-    while True:
-        method, _, body = channel.basic_get(queue, auto_ack=True)
-        if method is None:
-            return bodies
-        bodies.append(int(body))
-
-
-def count(channel, queue):
-    return channel.queue_declare(queue, passive=True).method.message_count
+from pika_session import connect, count, drain, expect_channel_error, run, until
 
 
 def wrong_password():
@@ -256,6 +221,7 @@ def get():
             correlation_id="correlation",
             reply_to="reply",
             message_id="id",
+            expiration="3600000",
             timestamp=1_700_000_000,
             type="type",
             app_id="app",
@@ -423,6 +389,7 @@ CHECKS = [
     ("rpc-reply-to", rpc_reply_to),
     ("tx", tx),
     ("close", close),
+    *pika_queues.CHECKS,
 ]
 
 
