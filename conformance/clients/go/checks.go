@@ -24,7 +24,7 @@ func checks() []check {
 		kind := kind
 		list = append(list, check{"bind-" + kind, func() { bindType(kind) }})
 	}
-	return append(list,
+	list = append(list,
 		check{"bind-exchange", bindExchange},
 		check{"confirms", confirms},
 		check{"consume-two", consumeTwo},
@@ -37,6 +37,7 @@ func checks() []check {
 		check{"tx", tx},
 		check{"close", closing},
 	)
+	return append(list, queueChecks()...)
 }
 
 func wrongPassword() {
@@ -374,6 +375,7 @@ func get() {
 		CorrelationId: "correlation",
 		ReplyTo:       "reply",
 		MessageId:     "id",
+		Expiration:    "3600000",
 		Timestamp:     time.Unix(1_700_000_000, 0),
 		Type:          "type",
 		AppId:         "app",
@@ -390,7 +392,7 @@ func get() {
 	copied := amqp.Publishing{
 		ContentType: got.ContentType, ContentEncoding: got.ContentEncoding, Headers: got.Headers,
 		DeliveryMode: got.DeliveryMode, Priority: got.Priority, CorrelationId: got.CorrelationId,
-		ReplyTo: got.ReplyTo, MessageId: got.MessageId,
+		ReplyTo: got.ReplyTo, MessageId: got.MessageId, Expiration: got.Expiration,
 		Timestamp: message.Timestamp, Type: got.Type, AppId: got.AppId, Body: got.Body,
 	}
 	expectEqual(copied, message, "properties")

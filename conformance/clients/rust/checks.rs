@@ -400,6 +400,7 @@ fn all_properties() -> BasicProperties {
         .with_correlation_id("correlation".into())
         .with_reply_to("reply".into())
         .with_message_id("id".into())
+        .with_expiration("3600000".into())
         .with_timestamp(1_700_000_000)
         .with_type("type".into())
         .with_app_id("app".into())

@@ -4,6 +4,7 @@
 //! knows of another, and nothing here is shared with the broker.
 
 mod checks;
+mod queues;
 mod routing;
 mod session;
 
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use checks::Check;
+use queues::QueueCheck;
 use session::{Outcome, Session};
 
 const CHECK_TIME: Duration = Duration::from_secs(30);
@@ -28,20 +30,29 @@ async fn main() -> ExitCode {
     let mut failed = 0;
     for check in Check::ALL {
         let limit = if check.is_bulk() { BULK_TIME } else { CHECK_TIME };
-        match within(limit, check.run(&session)).await {
-            Ok(()) => println!("ok {}", check.name()),
-            Err(error) => {
-                failed += 1;
-                let reason = error.to_string();
-                let words: Vec<_> = reason.split_whitespace().collect();
-                println!("FAIL {}: {}", check.name(), words.join(" "));
-            }
-        }
+        let outcome = within(limit, check.run(&session)).await;
+        failed += report(check.name(), outcome);
+    }
+    for check in QueueCheck::ALL {
+        let outcome = within(CHECK_TIME, check.run(&session)).await;
+        failed += report(check.name(), outcome);
     }
     if let Err(error) = within(SWEEP_TIME, session.sweep()).await {
         eprintln!("sweep: {error}");
     }
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints how a check ended; how many failed.
+fn report(name: &str, outcome: Outcome) -> usize {
+    let Err(error) = outcome else {
+        println!("ok {name}");
+        return 0;
+    };
+    let reason = error.to_string();
+    let words: Vec<_> = reason.split_whitespace().collect();
+    println!("FAIL {name}: {}", words.join(" "));
+    1
 }
 
 async fn within(limit: Duration, check: impl Future<Output = Outcome>) -> Outcome {

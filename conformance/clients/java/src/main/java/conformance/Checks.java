@@ -64,6 +64,7 @@ final class Checks {
         all.put("rpc-reply-to", this::rpcReplyTo);
         all.put("tx", this::tx);
         all.put("close", this::close);
+        all.putAll(new Queues(client).all());
         return all;
     }
 
@@ -264,6 +265,7 @@ final class Checks {
                             .correlationId("correlation")
                             .replyTo("reply")
                             .messageId("id")
+                            .expiration("3600000")
                             .timestamp(new Date(1_700_000_000_000L))
                             .type("type")
                             .appId("app");
