@@ -12,27 +12,34 @@ use tokio::process::Command;
 use crate::Outcome;
 use crate::environment::{Environment, lapin_client, sources};
 use crate::process::{self, End};
+use crate::report::{CHECKS, Check, FRAMEWORK_CHECKS};
 
 const CLIENT_TIME: Duration = Duration::from_secs(180);
 const TAIL_LINES: usize = 40;
 
-/// One client library and its program.
+/// One client library, or a framework upon one, and its program.
 #[derive(Clone, PartialEq)]
 pub(crate) struct Client {
-    /// The library's name, which the report's column has.
+    /// Its name, which the report's column has.
     pub(crate) name: &'static str,
     /// The language it is written in, for --only.
     pub(crate) language: &'static str,
     /// What must be prepared before it can run.
     pub(crate) environment: Environment,
+    /// What it must answer for.
+    pub(crate) checks: &'static [Check],
 }
 
 const fn client(name: &'static str, language: &'static str, environment: Environment) -> Client {
-    Client { name, language, environment }
+    Client { name, language, environment, checks: CHECKS }
+}
+
+const fn framework(name: &'static str, language: &'static str, environment: Environment) -> Client {
+    Client { name, language, environment, checks: FRAMEWORK_CHECKS }
 }
 
 /// Every client, in the order of the report.
-pub(crate) const CLIENTS: [Client; 7] = [
+pub(crate) const CLIENTS: [Client; 8] = [
     client("pika", "python", Environment::Python),
     client("aio-pika", "python", Environment::Python),
     client("amqplib", "node", Environment::Node),
@@ -40,6 +47,7 @@ pub(crate) const CLIENTS: [Client; 7] = [
     client("amqp-client", "java", Environment::Java),
     client("lapin", "rust", Environment::Rust),
     client("amqp-tools", "c", Environment::AmqpTools),
+    framework("celery", "python", Environment::Python),
 ];
 
 /// Where a client's program and libraries are, and where its outputs go.

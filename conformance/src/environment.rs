@@ -18,7 +18,7 @@ const STEP_TIME: Duration = Duration::from_secs(600);
 const TAIL_LINES: usize = 40;
 const STAMP: &str = "stamp";
 
-/// What a client needs before it can run. The two Python clients share one.
+/// What a client needs before it can run. The Python clients share one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Environment {
     Python,
@@ -115,11 +115,12 @@ impl Environment {
         match self {
             Self::Python => &["requirements.txt"],
             Self::Node => &["package.json", "package-lock.json"],
-            Self::Go => &["go.mod", "go.sum", "main.go", "checks.go"],
+            Self::Go => &["go.mod", "go.sum", "main.go", "checks.go", "queues.go"],
             Self::Java => &[
                 "pom.xml",
                 "src/main/java/conformance/Checks.java",
                 "src/main/java/conformance/Client.java",
+                "src/main/java/conformance/Queues.java",
                 "src/main/java/conformance/Routing.java",
                 "src/main/java/conformance/Tally.java",
             ],
@@ -130,7 +131,9 @@ impl Environment {
     /// The sources that run from the build folder, where their libraries are.
     fn copied(self) -> &'static [&'static str] {
         match self {
-            Self::Node => &["package.json", "package-lock.json", "client.mjs"],
+            Self::Node => {
+                &["package.json", "package-lock.json", "client.mjs", "queues.mjs", "session.mjs"]
+            }
             _ => &[],
         }
     }

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use crate::broker::Broker;
 use crate::client::{Client, Output, Place};
 use crate::environment::Environment;
-use crate::report::{CHECKS, Report, Verdict};
+use crate::report::{Report, Verdict};
 
 /// How a step of the runner ends; the text says what happened and what to do.
 pub(crate) type Outcome<T = ()> = Result<T, String>;
@@ -162,13 +162,13 @@ async fn run_clients(
         running.spawn(async move {
             let _place = places.acquire_owned().await.expect("the semaphore is never closed");
             println!("run      {}", one.name);
-            let verdict = Verdict::new(one.run(&uri, &place).await);
+            let verdict = Verdict::new(one.run(&uri, &place).await, one.checks);
             (one, verdict)
         });
     }
     while let Some(finished) = running.join_next().await {
         let (one, verdict) = finished.expect("running a client does not panic");
-        println!("done     {} ({})", one.name, verdict.summary(CHECKS.len()));
+        println!("done     {} ({})", one.name, verdict.summary());
         report.add(&one, verdict);
     }
 }

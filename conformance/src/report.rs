@@ -5,8 +5,11 @@
 use crate::client::{CLIENTS, Client, Transcript};
 use crate::environment::Obstacle;
 
-/// The checks that every client goes through, with what each one shows.
-pub(crate) const CHECKS: [(&str, &str); 18] = [
+/// A check: its name, and what it shows.
+pub(crate) type Check = (&'static str, &'static str);
+
+/// The checks that every client library goes through.
+pub(crate) const CHECKS: &[Check] = &[
     ("wrong-password", "a wrong password is the library's own authentication error"),
     ("declare", "declare, redeclare, server names, purge, delete, 406 for an inequivalent one"),
     ("bind-default", "the default exchange routes by queue name"),
@@ -25,9 +28,29 @@ pub(crate) const CHECKS: [(&str, &str); 18] = [
     ("rpc-reply-to", "calls and replies through amq.rabbitmq.reply-to"),
     ("tx", "transactions over publishes and acks, committed and rolled back"),
     ("close", "channels and connections close cleanly, one by one"),
+    ("ttl", "queue and message TTLs, of which the shorter wins: expired, uncounted, undelivered"),
+    ("queue-expires", "an unused queue goes after its x-expires, one in use does not"),
+    ("dead-letter", "rejected, expired and surplus messages through a DLX, with their x-death"),
+    ("retry-loop", "work queue, reject, wait queue with a TTL, and back: three rounds, counted"),
+    ("max-length", "drop-head keeps the newest; reject-publish nacks, and dead-letters if told to"),
+    ("priority-queue", "higher priorities first, those beyond the maximum as the maximum"),
+    ("single-active", "one consumer at a time; the next after a cancel and after a close"),
+    ("consumer-priority", "the consumer of higher priority first, until its prefetch is full"),
+    ("delivery-limit", "a quorum queue counts deliveries and dead-letters at its limit"),
+    ("quorum-declare", "a quorum queue is declared, declared again, and refused otherwise: 406"),
 ];
 
-const CHECK_WIDTH: usize = 17;
+/// The checks that every framework goes through, with a worker process of its own.
+pub(crate) const FRAMEWORK_CHECKS: &[Check] = &[
+    ("task", "a worker runs 100 tasks, and their results come back"),
+    ("task-countdown", "a task with a countdown runs then, and not before"),
+    ("task-retry", "a task that asks to be retried is, three times"),
+    ("task-late-ack", "a task acked late runs again when its worker is killed"),
+    ("worker-ping", "the worker answers to remote control"),
+    ("task-quorum", "a task through a quorum queue, and one delayed by the broker's queues"),
+];
+
+const CHECK_WIDTH: usize = 19;
 const COLUMN_GAP: usize = 2;
 
 /// How one check of one client ended.
@@ -47,10 +70,10 @@ pub(crate) struct Verdict {
 
 impl Verdict {
     /// Reads a client's lines: `ok NAME`, `FAIL NAME: reason`, `n/a NAME: reason`.
-    pub(crate) fn new(transcript: Transcript) -> Self {
+    pub(crate) fn new(transcript: Transcript, checks: &[Check]) -> Self {
         let Transcript { stdout, mut fault, tail } = transcript;
         let said: Vec<_> = stdout.lines().filter_map(parse_line).collect();
-        let is_known = |name: &str| CHECKS.iter().any(|(check, _)| *check == name);
+        let is_known = |name: &str| checks.iter().any(|(check, _)| *check == name);
         if let Some((name, _)) = said.iter().find(|(name, _)| !is_known(name)) {
             fault = Some(format!("reported a check that is not on the list: {name}"));
         }
@@ -59,7 +82,7 @@ impl Verdict {
             let silent = || Cell::Fail(fault.clone().unwrap_or_else(|| "not reported".to_owned()));
             (check.to_owned(), cell.cloned().unwrap_or_else(silent))
         };
-        let cells: Vec<_> = CHECKS.iter().map(|(check, _)| answer(check)).collect();
+        let cells: Vec<_> = checks.iter().map(|(check, _)| answer(check)).collect();
         // Failed checks make a client exit so; any other bad end is a failure of its own.
         if cells.iter().any(|(_, cell)| matches!(cell, Cell::Fail(_))) {
             fault = None;
@@ -80,9 +103,9 @@ impl Verdict {
     }
 
     /// One line on the client.
-    pub(crate) fn summary(&self, checks: usize) -> String {
+    pub(crate) fn summary(&self) -> String {
         let (passed, failed) = (self.passed(), self.failed());
-        let rest = checks - self.count(|cell| *cell != Cell::NotApplicable);
+        let rest = self.count(|cell| *cell == Cell::NotApplicable);
         format!("{passed} ok, {failed} failed, {rest} not applicable")
     }
 }
@@ -157,7 +180,7 @@ impl Report {
     fn totals(&self) -> Totals {
         let mut totals =
             Totals { failed: usize::from(self.broker_fault.is_some()), ..Totals::default() };
-        for (_, column) in &self.columns {
+        for (client, column) in &self.columns {
             match column {
                 Column::Pending => {}
                 Column::Said(verdict) => {
@@ -165,9 +188,9 @@ impl Report {
                     totals.failed += verdict.failed();
                 }
                 Column::SetAside(Obstacle::Missing(_)) if !self.require_all => {
-                    totals.skipped += CHECKS.len();
+                    totals.skipped += client.checks.len();
                 }
-                Column::SetAside(_) => totals.failed += CHECKS.len(),
+                Column::SetAside(_) => totals.failed += client.checks.len(),
             }
         }
         totals
@@ -181,8 +204,8 @@ impl Report {
         if let Some(fault) = &self.broker_fault {
             println!("\nFAIL broker: {fault}");
         }
-        println!();
-        self.print_table();
+        self.print_table(CHECKS);
+        self.print_table(FRAMEWORK_CHECKS);
         let Totals { passed, failed, skipped } = self.totals();
         println!("\n{passed} passed, {failed} failed, {skipped} skipped");
         failed == 0
@@ -214,12 +237,18 @@ impl Report {
         }
     }
 
-    fn print_table(&self) {
-        let names: Vec<_> = self.columns.iter().map(|(client, _)| client.name).collect();
-        println!("{:CHECK_WIDTH$}{}", "", names.join(&" ".repeat(COLUMN_GAP)));
-        for (row, (check, _)) in CHECKS.iter().enumerate() {
+    /// One table for the libraries and one for the frameworks, whose checks differ.
+    fn print_table(&self, checks: &[Check]) {
+        let columns: Vec<_> =
+            self.columns.iter().filter(|(client, _)| client.checks == checks).collect();
+        if columns.is_empty() {
+            return;
+        }
+        let names: Vec<_> = columns.iter().map(|(client, _)| client.name).collect();
+        println!("\n{:CHECK_WIDTH$}{}", "", names.join(&" ".repeat(COLUMN_GAP)));
+        for (row, (check, _)) in checks.iter().enumerate() {
             let mut line = format!("{check:CHECK_WIDTH$}");
-            for (client, column) in &self.columns {
+            for (client, column) in &columns {
                 let width = client.name.len() + COLUMN_GAP;
                 line.push_str(&format!("{:width$}", self.cell_text(column, row)));
             }
@@ -243,13 +272,15 @@ impl Report {
 
 /// Prints the clients and the checks.
 pub(crate) fn print_list() {
-    println!("Clients (library, language):");
+    println!("Clients (library or framework, language):");
     for one in CLIENTS {
         println!("  {:CHECK_WIDTH$} {}", one.name, one.language);
     }
-    println!("\nChecks:");
-    for (name, meaning) in CHECKS {
-        println!("  {name:CHECK_WIDTH$} {meaning}");
+    for (title, checks) in [("libraries", CHECKS), ("frameworks", FRAMEWORK_CHECKS)] {
+        println!("\nChecks of {title}:");
+        for (name, meaning) in checks {
+            println!("  {name:CHECK_WIDTH$} {meaning}");
+        }
     }
 }
 
@@ -260,7 +291,8 @@ mod tests {
 
     fn verdict(stdout: &str, fault: Option<&str>) -> Verdict {
         let fault = fault.map(str::to_owned);
-        Verdict::new(Transcript { stdout: stdout.to_owned(), fault, tail: String::new() })
+        let stdout = stdout.to_owned();
+        Verdict::new(Transcript { stdout, fault, tail: String::new() }, CHECKS)
     }
 
     fn all_ok() -> String {

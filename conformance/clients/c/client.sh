@@ -276,6 +276,10 @@ check exclusive-locked exclusive_locked
 echo "n/a rpc-reply-to: no tool publishes and consumes on one channel"
 echo "n/a tx: no tool has transactions"
 check close clean_close
+for name in ttl queue-expires dead-letter retry-loop max-length priority-queue single-active \
+    consumer-priority delivery-limit quorum-declare; do
+    echo "n/a $name: no tool passes arguments to queues or consumers"
+done
 
 while read -r name; do
     tool amqp-delete-queue -q "$name" >"$work/out" || echo "sweep: $name" >&2
