@@ -6,8 +6,8 @@
 //!
 //! The dead letters of a queue stand in line with it, and one thread at a time publishes them, so
 //! that they keep their order. What is published in one go is bounded: the timer goes on with the
-//! rest. With the strategy `at-least-once`, what a target refuses or what leads nowhere waits and is
-//! tried again.
+//! rest. With the strategy `at-least-once`, what a target refuses or what leads nowhere waits and
+//! is tried again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

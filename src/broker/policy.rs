@@ -14,7 +14,7 @@ mod definition;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::codec::method::FieldTable;
@@ -22,6 +22,10 @@ use crate::queue::{Kind, Overflow, Settings};
 
 /// Timers beyond ten years are as good as that: what an argument may ask for at most.
 const EXPIRY_MAX_MS: u64 = 315_360_000_000;
+
+/// Steps back that matching one name may take, with patterns that look around. Clients choose the
+/// names, and declarations wait meanwhile.
+const BACKTRACKS_MAX: usize = 10_000;
 
 /// Who sets a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,7 +109,9 @@ impl Policy {
         definition: PolicyDefinition,
     ) -> Result<Self, PolicyError> {
         let mut wrong = Vec::new();
-        let pattern = Regex::new(&definition.pattern).map_err(|error| {
+        let pattern =
+            RegexBuilder::new(&definition.pattern).backtrack_limit(BACKTRACKS_MAX).build();
+        let pattern = pattern.map_err(|error| {
             let text = "pattern should be regular expression but is invalid";
             wrong.push(format!("{text}: {}", error.to_string().replace('\n', " ")));
         });
@@ -226,6 +232,14 @@ impl<'a> InEffect<'a> {
             overflow: self.overflow(kind, asked.overflow),
             dead_letter_exchange: text(asked.dead_letter_exchange, "dead-letter-exchange"),
             dead_letter_routing_key: text(asked.dead_letter_routing_key, "dead-letter-routing-key"),
+            // The argument wins, as with the other keys of dead letters.
+            dead_letter_at_least_once: match arguments.inner().get("x-dead-letter-strategy") {
+                Some(_) => asked.dead_letter_at_least_once,
+                None => {
+                    kind == Kind::Quorum
+                        && self.text("dead-letter-strategy") == Some("at-least-once")
+                }
+            },
             delivery_limit: match self.number("delivery-limit") {
                 None => asked.delivery_limit,
                 // A negative number sets no limit.

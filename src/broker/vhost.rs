@@ -284,7 +284,9 @@ impl Vhost {
         declaration: Declaration,
         drive: &mut Drive,
     ) -> Option<Arc<QueueCell>> {
+        // Held until the queue can be found, so that no change passes it by.
         let policies = self.policies.read();
+        let settings = policies.settings(name, &declaration);
         let mut topology = self.topology.write();
         if let Some(id) = topology.queue(name.as_bytes()) {
             if self.queues.get(&id).is_some_and(|cell| !cell.is_gone()) {
@@ -301,7 +303,7 @@ impl Vhost {
             // Its connection is about to be closed: nobody else can find the queue.
             return Some(cell);
         }
-        policies.apply_to_queue(&cell, drive);
+        cell.configure(settings, drive);
         cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);
@@ -394,10 +396,11 @@ impl Vhost {
     /// exchange.declare, not passive.
     pub(crate) fn declare_exchange(&self, name: &str, spec: ExchangeSpec) -> Result<(), AmqpError> {
         let policies = self.policies.read();
+        let alternate = policies.alternate(name);
         self.change(|topology| {
             let is_new = topology.declare_exchange(name, spec)?;
             if is_new {
-                policies.apply_to_exchange(name, topology);
+                topology.set_policy_alternate(name, alternate);
             }
             Ok(is_new)
         })

@@ -262,9 +262,9 @@ fn a_client_that_knows_no_cancel_loses_its_channel() {
     consume(&mut c, 1, &q, "consumer_tag=slow");
     put(&mut c, &q, "", "m");
     c.delivery(1);
-    let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. Timeout \
-        value used: 1000 ms. This timeout value can be configured, see consumers doc guide to learn \
-        more";
+    let text = "PRECONDITION_FAILED - delivery acknowledgement on channel 1 timed out. \
+        Timeout value used: 1000 ms. This timeout value can be configured, \
+        see consumers doc guide to learn more";
     c.expect_channel_close(1, 406, text, (0, 0));
     c.call(1, "channel.open");
     assert!(arrival(&mut c, &q).redelivered());

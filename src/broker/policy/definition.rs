@@ -84,8 +84,9 @@ fn check_value(key: &str, value: &Value) -> Option<Result<(), String>> {
         "alternate-exchange" => (is_text, "alternate exchange name"),
         "dead-letter-exchange" => (is_text, "dead letter exchange name"),
         "dead-letter-routing-key" => (is_text, "dead letter routing key"),
-        // at-least-once would promise what is not kept.
-        "dead-letter-strategy" => (is_one_of(&["at-most-once"]), "dead letter strategy"),
+        "dead-letter-strategy" => {
+            (is_one_of(&["at-most-once", "at-least-once"]), "dead letter strategy")
+        }
         "message-ttl" => (is_at_least(0), "message TTL"),
         "expires" => (is_at_least(1), "queue expiry"),
         "max-length" => (is_at_least(0), "maximum length"),

@@ -7,14 +7,12 @@
 //! Lock order: the policies, then the topology, then a queue. A declaration holds the policies for
 //! reading until its queue or exchange can be found, so that no change passes it by.
 
-use std::sync::Arc;
-
 use super::{REPLIES, Vhost};
 use crate::broker::policy::{InEffect, Policies, Policy, Target};
 use crate::broker::{
-    Broker, Drive, PolicyDefinition, PolicyError, PolicyNames, PolicyScope, QueueCell,
+    Broker, Declaration, Drive, PolicyDefinition, PolicyError, PolicyNames, PolicyScope, QueueCell,
 };
-use crate::routing::Topology;
+use crate::queue::{Kind, Settings};
 
 impl Vhost {
     /// Adds a policy, or replaces the one with its name and scope.
@@ -59,7 +57,7 @@ impl Vhost {
 
     /// The policies that are in effect for a queue, for listings.
     pub fn policies_of_queue(&self, queue: &QueueCell) -> PolicyNames {
-        self.policies.read().of_queue(queue).names()
+        self.policies.read().of_queue(queue.name(), queue.declaration.kind).names()
     }
 
     /// The policies that are in effect for an exchange, for listings.
@@ -69,37 +67,44 @@ impl Vhost {
 
     /// Puts the policies into effect for all exchanges and queues.
     fn apply(&self, policies: &Policies, drive: &mut Drive) {
+        let exchanges: Vec<String> = {
+            let topology = self.topology.read();
+            topology.exchanges().map(|exchange| exchange.name().to_owned()).collect()
+        };
+        // Matching takes a while: not under the topology's lock.
+        let alternates: Vec<_> =
+            exchanges.into_iter().map(|name| (policies.alternate(&name), name)).collect();
         let mut topology = self.topology.write();
-        let exchanges = topology.exchanges().map(|exchange| exchange.name().to_owned());
-        for name in exchanges.collect::<Vec<_>>() {
-            policies.apply_to_exchange(&name, &mut topology);
+        for (alternate, name) in alternates {
+            topology.set_policy_alternate(&name, alternate);
         }
         self.changed();
         drop(topology);
-        self.queues().iter().for_each(|cell| policies.apply_to_queue(cell, drive));
+        for cell in self.queues() {
+            cell.configure(policies.settings(cell.name(), &cell.declaration), drive);
+        }
     }
 }
 
 impl Policies {
-    fn of_queue(&self, queue: &QueueCell) -> InEffect<'_> {
-        if queue.name().starts_with(REPLIES) {
+    fn of_queue(&self, name: &str, kind: Kind) -> InEffect<'_> {
+        if name.starts_with(REPLIES) {
             return InEffect::default();
         }
-        self.of(Target::Queue(queue.declaration.kind), queue.name())
+        self.of(Target::Queue(kind), name)
     }
 
-    pub(super) fn apply_to_queue(&self, queue: &Arc<QueueCell>, drive: &mut Drive) {
-        let declaration = &queue.declaration;
-        let in_effect = self.of_queue(queue);
-        queue.configure(in_effect.settings(declaration.kind, &declaration.arguments), drive);
+    /// What a queue of this name does that was declared like this.
+    pub(super) fn settings(&self, name: &str, declaration: &Declaration) -> Settings {
+        let in_effect = self.of_queue(name, declaration.kind);
+        in_effect.settings(declaration.kind, &declaration.arguments)
     }
 
-    /// The default exchange has no alternate: RabbitMQ routes by it without asking policies.
-    pub(super) fn apply_to_exchange(&self, name: &str, topology: &mut Topology) {
-        if !name.is_empty() {
-            let alternate = self.of(Target::Exchange, name).alternate();
-            topology.set_policy_alternate(name, alternate.map(str::to_owned));
-        }
+    /// The alternate exchange that the policies give an exchange. The default exchange has none:
+    /// RabbitMQ routes by it without asking policies.
+    pub(super) fn alternate(&self, name: &str) -> Option<String> {
+        let in_effect = (!name.is_empty()).then(|| self.of(Target::Exchange, name))?;
+        in_effect.alternate().map(str::to_owned)
     }
 }
 
@@ -139,6 +144,8 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::broker::{ConnectionId, Declaration, Services};
     use crate::routing::{ExchangeKind, ExchangeSpec};
