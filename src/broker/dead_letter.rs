@@ -296,14 +296,14 @@ impl Undertaker {
             *template = self.template(way, letter, arena, drive);
         }
         let Some(made) = template else { return };
+        if made.targets.is_empty() {
+            self.stuck.extend((!made.is_cycle).then_some(index));
+            return;
+        }
         let size: [u8; 8] = body_size(old_header);
         let (targets, address) = (&made.targets, put(arena, &made.address));
         let header = put(arena, &made.header);
         arena[header.range()][HEADER_FIXED - 8..HEADER_FIXED].copy_from_slice(&size);
-        if targets.is_empty() {
-            self.stuck.extend((!made.is_cycle).then_some(index));
-            return;
-        }
         let staged = match &letter.body {
             LetterBody::Inline(body) => Staged::InBuffer { address, header, body: *body },
             LetterBody::Shared(body) => Staged::Owned(Box::new(OwnedMessage {

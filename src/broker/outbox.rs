@@ -415,6 +415,8 @@ impl OutboxGuard<'_> {
             channels.resize_with(index + 1, ChannelOut::default);
         }
         channels[index] = ChannelOut { next_tag: 1, unsettled: Vec::new() };
+        // Those that were closed under this number before are history.
+        self.state.closed_channels.retain(|closed| *closed != channel);
     }
 
     /// Takes the deliveries to be settled that the channel's reader does not know yet.

@@ -196,8 +196,11 @@ impl Vhost {
         loop {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
-                cell.touch(drive);
-                return Ok(cell);
+                if cell.touch(drive) {
+                    return Ok(cell);
+                }
+                // It has expired meanwhile: its name is free in a moment.
+                continue;
             }
             self.check_new(name, &mut declaration)?;
             // None: another connection was faster.

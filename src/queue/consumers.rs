@@ -61,6 +61,8 @@ struct Consumer {
     /// Messages it may still receive; unused when `prefetch` is 0 or `no_ack`.
     credit: u32,
     window: i64,
+    /// Deliveries that it has not settled.
+    held: u32,
     /// Whether it is in its level's ring or stopped.
     waiting: bool,
 }
@@ -79,6 +81,8 @@ impl Consumer {
 #[derive(Debug)]
 struct Level {
     priority: i64,
+    /// Consumers of this priority, waiting or not.
+    members: usize,
     ring: VecDeque<u32>,
     /// Refused by their gate. They keep their order, so that consumers behind one gate take turns.
     stopped: Vec<u32>,
@@ -88,6 +92,8 @@ struct Level {
 #[derive(Debug, Default)]
 pub(crate) struct Consumers {
     table: Vec<Option<Consumer>>,
+    /// Places in the table that are free.
+    free: Vec<u32>,
     levels: Vec<Level>,
     len: usize,
     generations: u32,
@@ -119,7 +125,7 @@ impl Consumers {
     pub(crate) fn add(&mut self, spec: ConsumerSpec) -> ConsumerKey {
         let generation = self.generations;
         self.generations = self.generations.wrapping_add(1);
-        let free = self.table.iter().position(Option::is_none);
+        let free = self.free.pop().map(|index| index as usize);
         let index = free.unwrap_or_else(|| {
             self.table.push(None);
             self.table.len() - 1
@@ -128,13 +134,18 @@ impl Consumers {
             generation,
             credit: spec.prefetch,
             window: i64::from(spec.window),
+            held: 0,
             waiting: false,
             spec,
         };
-        if !self.levels.iter().any(|level| level.priority == consumer.spec.priority) {
-            let at = self.levels.partition_point(|level| level.priority > consumer.spec.priority);
-            let priority = consumer.spec.priority;
-            self.levels.insert(at, Level { priority, ring: VecDeque::new(), stopped: Vec::new() });
+        let priority = consumer.spec.priority;
+        let at = self.levels.partition_point(|level| level.priority > priority);
+        match self.levels.get_mut(at).filter(|level| level.priority == priority) {
+            Some(level) => level.members += 1,
+            None => self.levels.insert(
+                at,
+                Level { priority, members: 1, ring: VecDeque::new(), stopped: Vec::new() },
+            ),
         }
         self.table[index] = Some(consumer);
         self.len += 1;
@@ -152,14 +163,16 @@ impl Consumers {
         }
         let consumer = self.table[key.index as usize].take().expect("found above");
         self.len -= 1;
+        self.free.push(key.index);
         let priority = consumer.spec.priority;
-        if let Some(level) = self.levels.iter_mut().find(|level| level.priority == priority) {
+        let at = self.levels.partition_point(|level| level.priority > priority);
+        let level = &mut self.levels[at];
+        level.members -= 1;
+        if level.members == 0 {
+            self.levels.remove(at);
+        } else if consumer.waiting {
             level.ring.retain(|index| *index != key.index);
             level.stopped.retain(|index| *index != key.index);
-        }
-        let in_use = self.table.iter().flatten().any(|other| other.spec.priority == priority);
-        if !in_use {
-            self.levels.retain(|level| level.priority != priority);
         }
         if self.active == Some(key.index) {
             self.activate_next();
@@ -209,6 +222,7 @@ impl Consumers {
                 }
                 let key = ConsumerKey { index, generation: consumer.generation };
                 let no_ack = consumer.spec.no_ack;
+                consumer.held += u32::from(!no_ack);
                 if consumer.window <= 0 {
                     exhausted.push(key);
                 }
@@ -227,12 +241,19 @@ impl Consumers {
     /// Returns the credit of one settled message.
     pub(crate) fn give_credit(&mut self, key: ConsumerKey) {
         if let Some(consumer) = self.find(key) {
+            consumer.held -= 1;
             if consumer.is_limited() {
                 consumer.credit += 1;
                 debug_assert!(consumer.credit <= consumer.spec.prefetch, "credit is bounded");
             }
             self.enter_ring(key.index);
         }
+    }
+
+    /// Deliveries that a consumer has not settled.
+    pub(crate) fn held(&self, key: ConsumerKey) -> u32 {
+        let consumer = self.table.get(key.index as usize).and_then(Option::as_ref);
+        consumer.filter(|consumer| consumer.generation == key.generation).map_or(0, |it| it.held)
     }
 
     /// Fills a consumer's byte window up to `window`.
@@ -277,6 +298,8 @@ impl Consumers {
     pub(crate) fn check_invariants(&self) {
         assert_eq!(self.len, self.table.iter().flatten().count());
         assert_eq!(self.active.is_some(), self.single_active && self.len > 0);
+        assert_eq!(self.free.len() + self.len, self.table.len());
+        assert_eq!(self.levels.iter().map(|level| level.members).sum::<usize>(), self.len);
         assert!(self.levels.is_sorted_by(|a, b| a.priority > b.priority));
         for (index, consumer) in self.table.iter().enumerate() {
             let Some(consumer) = consumer else { continue };

@@ -428,6 +428,11 @@ impl Queue {
         self.unacked.contains(slot)
     }
 
+    /// Whether a consumer has anything to settle.
+    pub(crate) fn holds_for(&self, key: ConsumerKey) -> bool {
+        self.consumers.held(key) > 0
+    }
+
     /// What a consumer is to settle.
     pub(crate) fn held_by(&self, key: ConsumerKey) -> impl Iterator<Item = Slot> {
         let held = self.unacked.iter().filter(move |(_, held)| held.consumer == Some(key));

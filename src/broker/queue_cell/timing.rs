@@ -66,7 +66,7 @@ impl State {
 
     /// Notes who holds the messages of a consumer that is gone.
     pub(super) fn keep_strays(&mut self, key: ConsumerKey, subscriber: &Subscriber) {
-        if self.times_deliveries() {
+        if self.times_deliveries() && self.queue.holds_for(key) {
             let held: Vec<Slot> = self.queue.held_by(key).collect();
             self.strays.add(&self.queue, &held, &subscriber.outbox, subscriber.channel);
         }
@@ -74,11 +74,12 @@ impl State {
 }
 
 impl QueueCell {
-    /// Notes a use of the queue, which puts its expiry off.
-    pub(crate) fn touch(self: &Arc<Self>, drive: &mut Drive) {
+    /// Notes a use of the queue, which puts its expiry off. `false` when it is gone already.
+    pub(crate) fn touch(self: &Arc<Self>, drive: &mut Drive) -> bool {
         let mut state = self.lock();
         state.used_at = drive.now;
         self.reschedule(&mut state, &mut drive.wakes);
+        !state.gone
     }
 
     /// Sets the deadline when something is due earlier than it stands. A later one is left to the
