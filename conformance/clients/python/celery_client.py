@@ -38,16 +38,17 @@ def application(uri, prefix, label):
     app.conf.worker_hijack_root_logger = False
     if label == "quorum":
         app.conf.task_default_queue_type = "quorum"
-        # By default these are quorum queues too, with x-dead-letter-strategy, which Leveret refuses.
-        app.conf.broker_native_delayed_delivery_queue_type = "classic"
+        # Celery has the broker delay only tasks that go through a topic exchange.
+        app.conf.task_default_exchange_type = "topic"
 
     @app.task(shared=False, name="add")
     def add(left, right):
         return left + right
 
-    @app.task(shared=False, name="clock")
-    def clock():
-        return time.time()
+    @app.task(shared=False, name="clock", bind=True)
+    def clock(self):
+        """The time, and why the task's message died on its way here."""
+        return time.time(), [death["reason"] for death in self.request.get("x-death") or []]
 
     @app.task(shared=False, name="retried", bind=True, max_retries=RETRIES)
     def retried(self):
@@ -104,10 +105,12 @@ def task(worker):
     expect_equal(got, [2 * number for number in range(TASKS)], "results")
 
 
-def countdown(worker):
+def countdown(worker, deaths=()):
     began = time.time()
-    ran = worker.send("clock", countdown=COUNTDOWN_SECONDS).get(timeout=RESULT_SECONDS)
+    result = worker.send("clock", countdown=COUNTDOWN_SECONDS)
+    ran, reasons = result.get(timeout=RESULT_SECONDS)
     expect(ran - began >= COUNTDOWN_SECONDS, f"the task ran after {ran - began} s")
+    expect_equal(reasons, list(deaths), "deaths of the message")
 
 
 def retry(worker):
@@ -139,11 +142,8 @@ def late_ack(run, worker):
 
 def quorum(worker):
     expect_equal(worker.send("add", 1, 2).get(timeout=RESULT_SECONDS), 3, "the result")
-    # The worker has declared them by now, and Celery has the broker keep a delayed task in them.
-    delayed = f"{DELAYED}_0"
-    with worker.app.connection_for_write() as connection:
-        connection.default_channel.queue_declare(delayed, passive=True)
-    countdown(worker)
+    # The worker has declared the queues by now in which the broker keeps a delayed task.
+    countdown(worker, deaths=["expired"])
 
 
 def delayed_exists(app):
