@@ -11,6 +11,8 @@ mod consumers;
 mod dead_letters;
 #[path = "semantics/deaths.rs"]
 mod deaths;
+#[path = "semantics/deduplication.rs"]
+mod deduplication;
 #[path = "semantics/expiry.rs"]
 mod expiry;
 #[path = "semantics/limits.rs"]

@@ -219,6 +219,8 @@ struct Template {
     reason: Reason,
     address: Vec<u8>,
     header: Vec<u8>,
+    /// Where address and header already stand in the arena, for bodies of this size.
+    placed: Option<([u8; 8], Span, Span)>,
     targets: Vec<Arc<QueueCell>>,
     /// Some target was left out because the message would go round for ever.
     is_cycle: bool,
@@ -301,9 +303,16 @@ impl Undertaker {
             return;
         }
         let size: [u8; 8] = body_size(old_header);
-        let (targets, address) = (&made.targets, put(arena, &made.address));
-        let header = put(arena, &made.header);
-        arena[header.range()][HEADER_FIXED - 8..HEADER_FIXED].copy_from_slice(&size);
+        let (address, header) = match made.placed {
+            Some((placed, address, header)) if placed == size => (address, header),
+            _ => {
+                let (address, header) = (put(arena, &made.address), put(arena, &made.header));
+                arena[header.range()][HEADER_FIXED - 8..HEADER_FIXED].copy_from_slice(&size);
+                made.placed = Some((size, address, header));
+                (address, header)
+            }
+        };
+        let targets = &made.targets;
         let staged = match &letter.body {
             LetterBody::Inline(body) => Staged::InBuffer { address, header, body: *body },
             LetterBody::Shared(body) => Staged::Owned(Box::new(OwnedMessage {
@@ -367,6 +376,7 @@ impl Undertaker {
             old_properties: old_header[HEADER_FIXED..].to_vec(),
             reason: letter.reason,
             address,
+            placed: None,
             targets,
             is_cycle,
             generation,

@@ -20,8 +20,9 @@ const AT_ONCE_MAX: usize = 8;
 
 /// Something that waits for a time to come.
 pub(crate) trait Timed: fmt::Debug + Send + Sync {
-    /// Does what is due at `drive.now`, and sets the next deadline. The old one is forgotten.
-    fn tick(self: Arc<Self>, drive: &mut Drive);
+    /// Does what is due at `drive.now`, or so much of it that others should get their turn, and sets
+    /// the next deadline. The old one is forgotten. Answers whether something is left.
+    fn tick(self: Arc<Self>, drive: &mut Drive) -> bool;
 }
 
 #[derive(Debug, Default)]
@@ -85,8 +86,8 @@ impl Deadlines {
                 }
             };
             let Some((_, timed)) = due else { return };
-            if let Some(timed) = timed.upgrade() {
-                timed.tick(drive);
+            if timed.upgrade().is_some_and(|timed| timed.tick(drive)) {
+                return;
             }
         }
     }
@@ -102,8 +103,9 @@ mod tests {
     struct Count(AtomicU64);
 
     impl Timed for Count {
-        fn tick(self: Arc<Self>, _drive: &mut Drive) {
+        fn tick(self: Arc<Self>, _drive: &mut Drive) -> bool {
             self.0.fetch_add(1, Ordering::Relaxed);
+            false
         }
     }
 

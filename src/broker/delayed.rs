@@ -74,7 +74,7 @@ impl Waiting {
 }
 
 impl Timed for Waiting {
-    fn tick(self: Arc<Self>, drive: &mut Drive) {
+    fn tick(self: Arc<Self>, drive: &mut Drive) -> bool {
         let due = {
             let mut state = self.state.lock();
             state.deadline = None;
@@ -83,7 +83,9 @@ impl Timed for Waiting {
         if let Some(vhost) = self.vhost.upgrade() {
             vhost.release(self.exchange, due, drive);
         }
-        self.reschedule(&mut self.state.lock(), &mut drive.wakes);
+        let mut state = self.state.lock();
+        self.reschedule(&mut state, &mut drive.wakes);
+        state.deadline.is_some_and(|at| at <= drive.now)
     }
 }
 

@@ -256,6 +256,7 @@ impl QueueCell {
         // gives consumers room takes effect before the next message comes.
         let limited = state.queue.settings().is_limited();
         let now = drive.now;
+        drive.effects.expect_messages(operations.len());
         let mut published = false;
         let mut room = false;
         for operation in operations {

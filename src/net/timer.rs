@@ -29,6 +29,8 @@ pub(super) async fn run(broker: Arc<Broker>) {
 
 async fn until(at: Option<Millis>) {
     match at {
+        // Even a sleep of no time takes a millisecond.
+        Some(at) if at <= now() => {}
         Some(at) => tokio::time::sleep(Duration::from_millis(at.since(now()))).await,
         None => std::future::pending().await,
     }

@@ -97,6 +97,8 @@ pub(crate) struct Effects {
     /// Messages that expired, and messages dropped for want of room, in this drive so far.
     pub(super) expiries: usize,
     pub(super) drops: usize,
+    /// Messages that the batch of this drive brings.
+    expected: usize,
     /// Bytes of the bodies of dead letters in this drive so far.
     pub(super) dead_bytes: usize,
     pub(super) spares: Spares,
@@ -107,11 +109,17 @@ impl Effects {
     pub(crate) fn end_drive(&mut self) {
         self.expiries = 0;
         self.drops = 0;
+        self.expected = 0;
         self.dead_bytes = 0;
     }
 
+    /// Lets as many more messages expire in this drive as a batch may bring.
+    pub(crate) fn expect_messages(&mut self, count: usize) {
+        self.expected = count;
+    }
+
     pub(super) fn may_expire_more(&self) -> bool {
-        self.expiries < EXPIRIES_MAX && self.dead_bytes <= DEAD_BYTES_MAX
+        self.expiries < EXPIRIES_MAX + self.expected && self.dead_bytes <= DEAD_BYTES_MAX
     }
 
     /// Whether no drive was left half done.

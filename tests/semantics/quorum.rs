@@ -308,3 +308,24 @@ fn high_priorities_come_first_but_not_only() {
     assert_eq!(order, due);
     delete(c, &q);
 }
+
+/// RabbitMQ tries again after minutes.
+#[test]
+fn at_least_once_a_dead_letter_waits_for_its_target() {
+    if broker().is_rabbitmq() {
+        return;
+    }
+    let graveyard = unique("q");
+    let (mut c, q) = with_quorum(&format!(
+        "x-message-ttl=0,x-overflow=reject-publish,x-dead-letter-strategy=at-least-once,{}",
+        buried_in(&graveyard)
+    ));
+    put(&mut c, &q, "", "m");
+    wait_for_ready(&mut c, &q, 0);
+    settle_publishes(&mut c, 1);
+    c.declare(1, &format!("queue={graveyard} exclusive"));
+    assert_eq!(c.counts(1, &graveyard).0, 0, "it was not there");
+    let dead = arrival(&mut c, &graveyard);
+    assert_eq!(death_counts(&dead), [death(&q, "expired", 1)]);
+    delete(c, &q);
+}

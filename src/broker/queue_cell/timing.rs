@@ -189,14 +189,14 @@ impl QueueCell {
 }
 
 impl Timed for QueueCell {
-    fn tick(self: Arc<Self>, drive: &mut Drive) {
+    fn tick(self: Arc<Self>, drive: &mut Drive) -> bool {
         let mut condition = DeleteIf { unused: true, ..DeleteIf::default() };
         {
             let mut state = self.lock();
             let state = &mut *state;
             state.deadline = None;
             if state.gone {
-                return;
+                return false;
             }
             state.dead_letters.retry(drive.now);
             self.take_in_hand(state, drive);
@@ -204,7 +204,7 @@ impl Timed for QueueCell {
             self.dispatch(state, &no_content, drive);
             condition.expired = !is_done;
             if !is_done && !state.has_expired(drive.now) {
-                return;
+                return state.deadline.is_some_and(|at| at <= drive.now);
             }
         }
         // It may have come into use since: then it stays.
@@ -213,6 +213,7 @@ impl Timed for QueueCell {
         {
             tracing::debug!(queue = self.name(), "queue expired");
         }
+        false
     }
 }
 
