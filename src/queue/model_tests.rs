@@ -53,9 +53,10 @@ enum Command {
     Wait {
         ms: u64,
     },
-    /// What is overdue is dealt with.
+    /// What is overdue is dealt with. `is_due`: the queue asked for it.
     Tick {
         overdue: Vec<usize>,
+        is_due: bool,
     },
     Configure(Settings),
 }
@@ -317,6 +318,17 @@ fn a_long_backlog_expires_in_several_drives() {
     assert_eq!(receivers(&history), [], "the first drive does not get that far");
     history.steps.extend([Step::Tick, Step::Tick, Step::Tick]);
     assert_eq!(receivers(&history), [(0, count)]);
+}
+
+/// A burst leaves a large table of deliveries, which is given back; its slots mean nothing then.
+#[test]
+fn slots_of_a_burst_never_come_again() {
+    let consumer = Subscription { is_gated: false, ..GATED };
+    let settle_all = Step::SettleAll(Settlement::Done);
+    let pick = Pick { at: 0, count: 1, settlement: Settlement::Done, stale: true, twice: false };
+    let stale = Step::Commit { settles: vec![pick], publishes: Vec::new(), publishes_first: false };
+    let steps = vec![Step::Subscribe(consumer), publish(1100), settle_all, publish(1), stale];
+    run(&History { settings: Settings::default(), gate_limit: 0, steps });
 }
 
 /// A limit that is lowered far below what waits takes effect in several drives.

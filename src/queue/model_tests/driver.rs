@@ -205,7 +205,14 @@ impl Driver {
             }
             Step::Reopen => Command::Reopen,
             Step::Wait { ms } => Command::Wait { ms: *ms },
-            Step::Tick => Command::Tick { overdue: self.look() },
+            Step::WaitForDeadline => {
+                let ms = self.queue.next_deadline()?.0.checked_sub(self.now.0)?;
+                (ms < 10_000).then_some(Command::Wait { ms })?
+            }
+            Step::Tick => {
+                let is_due = self.is_behind();
+                Command::Tick { overdue: self.look(), is_due }
+            }
             Step::Configure(policy) => {
                 let now = self.queue.settings();
                 let settings = Settings {
@@ -237,7 +244,7 @@ impl Driver {
 
     fn resolve_pick(&self, pick: Pick) -> Vec<Operation> {
         let choice: Vec<usize> = if pick.stale {
-            (0..self.slots.len()).map(|delivery| self.current(delivery)).collect()
+            (0..self.slots.len()).collect()
         } else {
             self.outstanding.iter().map(|it| it.delivery).collect()
         };
@@ -249,13 +256,6 @@ impl Driver {
         let times = if pick.twice { 2 } else { 1 };
         let settle = |it: &usize| Operation::Settle(*it, pick.settlement);
         run.flat_map(|it| std::iter::repeat_n(settle(it), times)).collect()
-    }
-
-    /// A message that was requeued and delivered again may have the same slot as before: the old
-    /// delivery's slot then names the new delivery.
-    fn current(&self, delivery: usize) -> usize {
-        let mut others = self.outstanding.iter().map(|it| it.delivery);
-        others.find(|other| self.slots[*other] == self.slots[delivery]).unwrap_or(delivery)
     }
 
     fn resolve_consumer(&self, pick: ConsumerPick) -> Option<usize> {
@@ -292,7 +292,7 @@ impl Driver {
                 self.dispatch(0, out);
             }
             Command::Wait { ms } => self.now.0 += ms,
-            Command::Tick { overdue } => self.tick(overdue, out),
+            Command::Tick { overdue, .. } => self.tick(overdue, out),
             Command::Configure(settings) => {
                 self.queue.configure(settings.clone(), self.now);
                 self.dispatch(0, out);
@@ -501,7 +501,8 @@ impl Driver {
         self.queue.check_invariants();
         let slots: HashSet<Slot> =
             self.outstanding.iter().map(|it| self.slots[it.delivery]).collect();
-        assert_eq!(slots.len(), self.outstanding.len(), "slots name one delivery each");
+        let ever: HashSet<&Slot> = self.slots.iter().collect();
+        assert_eq!(ever.len(), self.slots.len(), "each slot names one delivery, for ever");
         for slot in &self.slots {
             assert_eq!(self.queue.holds(*slot), slots.contains(slot), "what is settled is gone");
         }

@@ -50,6 +50,8 @@ pub(super) enum Step {
     Wait {
         ms: u64,
     },
+    /// Time goes by until the queue wants to be looked at, if that is not a long time.
+    WaitForDeadline,
     /// What is due is looked after.
     Tick,
     /// Another policy takes effect. The queue keeps its structure.
@@ -160,8 +162,9 @@ fn arb_policy() -> impl Strategy<Value = Settings> {
         Just(Overflow::RejectPublish),
         Just(Overflow::RejectPublishDlx)
     ];
+    let bytes_max = prop_oneof![1 => 0..12_u64, 1 => 0..20_000_u64];
     let timeout_ms = prop_oneof![1 => Just(0), 4 => 1..500_u64];
-    let limits = (weighted(0.35, 0..12_u64), weighted(0.2, 0..20_000_u64), weighted(0.8, overflow));
+    let limits = (weighted(0.35, 0..12_u64), weighted(0.2, bytes_max), weighted(0.8, overflow));
     let lives = (weighted(0.3, arb_ttl()), weighted(0.3, timeout_ms));
     let endings = (any::<bool>(), weighted(0.3, 0..4_u32));
     (limits, lives, endings).prop_map(
@@ -213,6 +216,7 @@ fn arb_step() -> impl Strategy<Value = Step> {
             .prop_map(|(consumer, window)| Step::Grant { consumer, window }),
         30 => Just(Step::Reopen),
         70 => wait.prop_map(|ms| Step::Wait { ms }),
+        20 => Just(Step::WaitForDeadline),
         50 => Just(Step::Tick),
         8 => arb_policy().prop_map(Step::Configure),
     ]
@@ -241,7 +245,8 @@ fn arb_consumer_pick() -> impl Strategy<Value = ConsumerPick> {
 fn arb_payload() -> impl Strategy<Value = Payload> {
     let body_len = prop_oneof![
         3 => Just(0),
-        6 => 1..200_usize,
+        3 => 1..4_usize,
+        4 => 4..200_usize,
         2 => 200..3_000_usize,
         2 => 8_000..SHARED_BODY_MIN,
         1 => SHARED_BODY_MIN..SHARED_BODY_MIN + 2_000,
@@ -346,7 +351,7 @@ impl History {
     /// messages are requeued one at a time, and none expires in the very millisecond of a batch
     /// (times to live are odd, steps of time even).
     pub(super) fn with_credit_alone(mut self) -> Self {
-        self.steps.retain(|step| !matches!(step, Step::Cancel(_)));
+        self.steps.retain(|step| !matches!(step, Step::Cancel(_) | Step::WaitForDeadline));
         self.every_policy(|policy| policy.message_ttl_ms = policy.message_ttl_ms.map(|ms| ms | 1));
         self.every_message(|_, expiration_ms| *expiration_ms = expiration_ms.map(|ms| ms | 1));
         for step in &mut self.steps {

@@ -72,6 +72,9 @@ pub(super) struct Reference {
     dropped: usize,
     was_bounded: bool,
     last_tick: Option<u64>,
+    /// When the next look was due, where the last tick surely looked for what is overdue: it was
+    /// due, and for nothing else.
+    looked: Option<Option<u64>>,
     outcome: Outcome,
 }
 
@@ -94,6 +97,7 @@ impl Reference {
             dropped: 0,
             was_bounded: false,
             last_tick: None,
+            looked: None,
             outcome: Outcome::default(),
         }
     }
@@ -118,7 +122,7 @@ impl Reference {
             Command::Grant { consumer, window } => self.grant(*consumer, *window),
             Command::Reopen => self.reopen(),
             Command::Wait { ms } => self.now += ms,
-            Command::Tick { overdue } => self.tick(overdue),
+            Command::Tick { overdue, is_due } => self.tick(overdue, *is_due),
             Command::Configure(policy) => {
                 // What waits keeps its time.
                 self.settings = policy.clone();
@@ -142,6 +146,10 @@ impl Reference {
             assert!(deadline.is_some_and(|at| at <= self.now), "there is more to drop");
             return;
         }
+        if self.was_bounded && deadline.is_some_and(|at| at <= self.now) {
+            // One tick too many, perhaps, as what was left over went another way.
+            return;
+        }
         let heads = self.heads();
         let expiry = heads.values().filter_map(|at| self.messages[*at].expires_at).min();
         let Some(timeout_ms) = self.timeout_ms() else {
@@ -151,13 +159,23 @@ impl Reference {
         let taken = self.messages.iter().filter_map(|message| message.taken.as_ref());
         let unreported = taken.filter(|taken| !taken.was_reported);
         let may_look = self.last_tick.map_or(0, |at| at + OVERDUE_LOOK_MS);
-        let looks = unreported.map(|taken| (taken.since + timeout_ms).max(may_look));
+        let looks = unreported.clone().map(|taken| (taken.since + timeout_ms).max(may_look));
         if let Some(due) = looks.chain(expiry).min() {
             let due = due.max(self.now);
             assert!(deadline.is_some_and(|at| at <= due), "{deadline:?} is later than {due}");
         }
         if matches!(command, Command::Tick { .. }) && !self.was_bounded {
             assert!(deadline.is_none_or(|at| at > self.now), "a tick would follow the other");
+        }
+        if matches!(command, Command::Tick { .. })
+            && let Some(look) = self.looked
+            && deadline.is_some()
+        {
+            // Nor before anything is due, as far as that was known when it was looked through.
+            let is_new = unreported.clone().any(|taken| taken.since == self.now);
+            let new = is_new.then_some(self.now + timeout_ms);
+            let first = look.into_iter().chain(new).chain(expiry).min();
+            assert!(first.is_some() && deadline >= first, "{deadline:?} is before {first:?}");
         }
     }
 
@@ -259,7 +277,7 @@ impl Reference {
 
     /// Checks what was found to be overdue, and ends who can be told: a consumer that knows, and
     /// whoever holds a message without being a consumer.
-    fn tick(&mut self, overdue: &[usize]) {
+    fn tick(&mut self, overdue: &[usize], is_due: bool) {
         let timeout_ms = self.timeout_ms();
         for message in &mut self.messages {
             let Some(taken) = &mut message.taken else { continue };
@@ -273,6 +291,14 @@ impl Reference {
             }
         }
         self.last_tick = Some(self.now);
+        let later = self.messages.iter().filter_map(|it| it.taken.as_ref());
+        let later = later.filter(|it| !overdue.contains(&it.delivery));
+        let looks = later.filter_map(|it| Some(it.since + timeout_ms?));
+        let look = looks.map(|due| due.max(self.now + OVERDUE_LOOK_MS)).min();
+        let has_expired =
+            |at: &usize| self.messages[*at].expires_at.is_some_and(|at| at <= self.now);
+        let is_for_overdue = !self.was_bounded && !self.heads().values().any(has_expired);
+        self.looked = (is_due && is_for_overdue).then_some(look);
         for delivery in overdue {
             let taken = self.messages.iter().filter_map(|it| it.taken.as_ref());
             let holder = taken.clone().find(|it| it.delivery == *delivery).map(|it| it.consumer);
