@@ -20,8 +20,8 @@ const AT_ONCE_MAX: usize = 8;
 
 /// Something that waits for a time to come.
 pub(crate) trait Timed: fmt::Debug + Send + Sync {
-    /// Does what is due at `drive.now`, or so much of it that others should get their turn, and sets
-    /// the next deadline. The old one is forgotten. Answers whether something is left.
+    /// Does what is due at `drive.now`, or so much of it that others should get their turn, and
+    /// sets the next deadline. The old one is forgotten. Answers whether something is left.
     fn tick(self: Arc<Self>, drive: &mut Drive) -> bool;
 }
 

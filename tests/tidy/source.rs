@@ -66,9 +66,11 @@ fn list_rust_files(directory: &Path, out: &mut Vec<PathBuf>) {
     }
 }
 
-/// Files that hold nothing but tests: `tests.rs`, and what lies in a `tests` directory.
+/// Files that hold nothing but tests: `tests.rs` and `..._tests.rs`, and what lies in a directory
+/// of such a name.
 pub fn is_test_file(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.contains("/tests/") || path.starts_with("tests/")
+    let parts = path.split('/').map(|part| part.trim_end_matches(".rs"));
+    parts.into_iter().any(|part| part == "tests" || part.ends_with("_tests"))
 }
 
 /// The line number, from 1, of a byte offset.
