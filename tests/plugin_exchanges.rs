@@ -269,6 +269,14 @@ fn local_random_takes_queues_without_keys() {
     let exchange = p.exchange("x-local-random", "");
     p.send(1, &format!("exchange.bind destination=amq.fanout source={exchange}"));
     p.expect_channel_close(1, 406, "PRECONDITION_FAILED - Destination not found", (40, 30));
+    p.call(1, "channel.open");
+    let queue = unique("q");
+    p.declare(1, &format!("queue={queue} durable arguments=(x-queue-type=quorum)"));
+    p.send(1, &format!("queue.bind queue={queue} exchange={exchange}"));
+    let text = "Queue type rabbit_quorum_queue not valid for this exchange type";
+    p.expect_channel_close(1, 406, &format!("PRECONDITION_FAILED - {text}"), (50, 20));
+    p.call(1, "channel.open");
+    p.call(1, &format!("queue.delete queue={queue}"));
 }
 
 // ---- recent history ----

@@ -360,11 +360,35 @@ impl Vhost {
         drive: &mut Drive,
     ) -> Result<(), AmqpError> {
         let mut topology = self.topology.write();
+        self.check_local_random(&topology, source, destination)?;
         if topology.bind(source, destination, key, arguments)? {
             self.changed();
             self.replay(&topology, source, destination, drive);
         }
         Ok(())
+    }
+
+    /// RabbitMQ 4 binds such exchanges to classic queues only, the others having no one node.
+    fn check_local_random(
+        &self,
+        topology: &Topology,
+        source: &str,
+        destination: Destination<'_>,
+    ) -> Result<(), AmqpError> {
+        let source = topology.exchange(source).map(|exchange| exchange.spec().kind);
+        let Destination::Queue(queue) = destination else { return Ok(()) };
+        if source != Some(ExchangeKind::LocalRandom) {
+            return Ok(());
+        }
+        let cell = topology.queue(queue.as_bytes()).and_then(|id| self.cell(id));
+        match cell.map(|cell| cell.declaration.kind) {
+            Some(Kind::Quorum) => {
+                let module = Kind::Quorum.module();
+                let text = format!("Queue type {module} not valid for this exchange type");
+                Err(AmqpError::new(ReplyCode::PreconditionFailed, text))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// All queues, in no particular order.
