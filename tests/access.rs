@@ -9,7 +9,9 @@ mod support;
 
 use std::net::SocketAddr;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use leveret::broker::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
@@ -844,4 +846,104 @@ fn users_without_password_cannot_log_in() {
                     For details see the broker logfile.";
         client.expect_connection_close(403, text, (0, 0));
     }
+}
+
+// ---- passwords that take time to check ----
+
+/// A broker with a user `slow`, whose password is `secret` and takes this long to check: each
+/// step of the cost doubles it; 10 is 50 ms or so.
+fn serve_slow_user(cost: u32, limits: Limits) -> Subject {
+    let subject = serve_here(limits);
+    let inside = subject.inside.as_ref().expect("it runs here");
+    let hash = bcrypt::hash("secret", cost).expect("a cost in range");
+    let definitions = json!({
+        "users": [{
+            "name": "slow", "password_hash": hash, "hashing_algorithm": "Bcrypt", "tags": [],
+        }],
+        "permissions": [{
+            "vhost": "/", "user": "slow", "configure": "", "write": "", "read": "",
+        }],
+    });
+    import_here(inside, &definitions).expect("valid definitions");
+    subject
+}
+
+/// The user of [`serve_slow_user`].
+fn slow(password: &str) -> Handshake {
+    let (user, password) = (Some("slow".to_owned()), Some(password.to_owned()));
+    Handshake { user, password, ..Handshake::default() }
+}
+
+#[test]
+fn wrong_passwords_do_not_hold_up_others() {
+    const REFUSALS: usize = 24;
+    if Broker::external().is_some() {
+        // It gets its users from elsewhere.
+        return;
+    }
+    let Subject { broker, .. } = &serve_slow_user(10, Limits::default());
+    let mut client = Client::open(broker);
+    client.call(1, "queue.declare queue=q");
+    client.call(1, "basic.consume queue=q no_ack");
+    let refusals = AtomicUsize::new(0);
+    let round_trips = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while refusals.load(Ordering::Relaxed) < REFUSALS {
+                    let mut guesser = Client::dial(broker);
+                    guesser.log_in(broker, &slow("guess"));
+                    assert_eq!(guesser.next_close()["reply_code"].int(), 403);
+                    refusals.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let mut round_trips = 0;
+        while refusals.load(Ordering::Relaxed) < REFUSALS {
+            client.put(1, "q", "x");
+            assert_eq!(client.delivery(1).text(), "x");
+            round_trips += 1;
+        }
+        round_trips
+    });
+    // If passwords were checked on the threads that serve connections, each round trip would wait
+    // for about one of them.
+    assert!(round_trips > 5 * REFUSALS, "{round_trips} round trips beside {REFUSALS} refusals");
+}
+
+#[test]
+fn logins_in_line_end_with_their_handshake() {
+    /// All of their passwords would take at least 15 s.
+    const CLIENTS: usize = 200;
+    const PATIENCE: Duration = Duration::from_secs(10);
+    if Broker::external().is_some() {
+        return;
+    }
+    let limits = Limits { handshake_timeout_ms: 1000, ..Limits::default() };
+    let Subject { broker, .. } = &serve_slow_user(12, limits);
+    let clients = (0..CLIENTS).map(|_| {
+        let mut client = Client::dial(broker);
+        client.log_in(broker, &slow("guess"));
+        client
+    });
+    let mut clients: Vec<Client> = clients.collect();
+    // Whoever is known does not stand in line.
+    Client::open(broker).close();
+    let last = clients.last_mut().expect("there are some");
+    assert!(last.poll_frame(PATIENCE).is_none(), "it was answered in time");
+    assert!(last.is_at_eof(), "it still waits");
+}
+
+#[test]
+fn clients_that_are_gone_keep_nobody_in_line() {
+    if Broker::external().is_some() {
+        return;
+    }
+    let limits = Limits { handshake_timeout_ms: 4000, ..Limits::default() };
+    let Subject { broker, .. } = &serve_slow_user(10, limits);
+    for _ in 0..300 {
+        let mut client = Client::dial(broker);
+        client.log_in(broker, &slow("guess"));
+        client.die();
+    }
+    Client::open_with(broker, &slow("secret")).close();
 }

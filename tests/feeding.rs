@@ -751,6 +751,10 @@ impl Client {
                 Next::Read => return,
                 Next::AwaitDrain | Next::Again => {}
                 Next::AwaitMemory => unreachable!("scripts are small"),
+                Next::AwaitLogin => {
+                    let verdict = self.connection.login().expect("it waits").check();
+                    self.connection.finish_login(&verdict, &mut self.worker);
+                }
                 Next::Close { .. } => {
                     self.closed = true;
                     return;

@@ -41,7 +41,7 @@ use serde_json::Value;
 use crate::clock::Millis;
 use crate::config::Config;
 
-pub(crate) use access::{Access, Presence, Resource, Right, Rights};
+pub(crate) use access::{Access, LoginRefused, Presence, Resource, Right, Rights};
 pub use access::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
     VhostDefinition, VhostLimits, VhostMetadata,

@@ -3,9 +3,8 @@
 //! Owns negotiation (specification section 2.2.4): versions, authentication, limits, vhost. What
 //! RabbitMQ answers with silence is answered with silence here, too, and always with a log line.
 
-use super::closing::REFUSED_LINGER_MS;
-use super::sasl::{self, Credentials};
-use super::{Connection, Worker};
+use super::login::Login;
+use super::{Connection, Worker, sasl};
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::frame::FRAME_MIN;
 use crate::codec::method::{AMQPClass, AMQPValue, FieldTable, connection};
@@ -146,20 +145,15 @@ impl Connection {
         let mechanism = start.mechanism.as_str();
         let found = sasl::credentials(mechanism, start.response.as_bytes())
             .map_err(|text| AmqpError::new(ReplyCode::SyntaxError, text))?;
-        let Credentials { user, password } = found;
         let is_local = self.peer.ip().to_canonical().is_loopback();
-        let loopback_users = &self.broker.config().auth.loopback_users;
-        let access = self.broker.access();
-        if let Err(refused) = access.check_login(&user, &password, is_local, loopback_users) {
-            tracing::warn!(connection = self.name(), "{mechanism} login refused: {refused}");
-            if can("authentication_failure_close") {
-                self.refuse_login(mechanism, worker);
-            } else {
-                self.phase = Phase::Over { linger_ms: REFUSED_LINGER_MS };
-            }
-            return Ok(());
-        }
-        self.user = user;
+        let is_told = can("authentication_failure_close");
+        self.begin_login(Login::new(&self.broker, mechanism, found, is_local, is_told), worker);
+        Ok(())
+    }
+
+    /// The user is who he says.
+    pub(super) fn begin_tuning(&mut self, user: &str, worker: &mut Worker) {
+        user.clone_into(&mut self.user);
         let limits = &self.broker.config().limits;
         self.frame_max = limits.frame_max;
         self.channel_max = limits.channel_max;
@@ -170,17 +164,6 @@ impl Connection {
         };
         self.send(0, AMQPClass::Connection(connection::AMQPMethod::Tune(tune)), worker);
         self.phase = Phase::TuneOk;
-        Ok(())
-    }
-
-    /// RabbitMQ's authentication_failure_close: the client is told, but not why.
-    fn refuse_login(&mut self, mechanism: &str, worker: &mut Worker) {
-        let text = format!(
-            "Login was refused using authentication mechanism {mechanism}. \
-             For details see the broker logfile."
-        );
-        let error = AmqpError::new(ReplyCode::AccessRefused, text);
-        self.fail_connection(&error, worker);
     }
 
     /// The client may lower a limit but not raise it, and 0 means none at all.

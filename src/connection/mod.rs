@@ -16,6 +16,7 @@ mod content;
 mod dispatch;
 mod handshake;
 mod liveness;
+mod login;
 mod publish;
 mod publish_run;
 mod sasl;
@@ -39,6 +40,7 @@ use crate::codec::{frame, hot};
 use channel::Channel;
 use handshake::Phase;
 pub use liveness::{Liveness, Verdict};
+pub use login::{Login, LoginVerdict};
 use publish::{Refusable, Routes};
 
 /// A batch is applied, and others get their turn, when it has put this many messages into queues.
@@ -81,6 +83,9 @@ pub enum Next {
     /// The memory alarm is on and this client publishes: wait until it is cleared, then feed what
     /// is left again.
     AwaitMemory,
+    /// A password is to be checked, which takes a while: let [`Connection::login`] do that
+    /// elsewhere, tell [`Connection::finish_login`], then feed what is left again.
+    AwaitLogin,
     /// The connection is over: write what is in the outbox, wait, and close the socket.
     Close {
         /// How long to wait, so that guessing passwords takes its time.
@@ -112,6 +117,8 @@ pub struct Connection {
     channel_max: u16,
     heartbeat_s: u16,
     user: String,
+    /// The client's login, while its password is being checked.
+    login: Option<Arc<Login>>,
     vhost: Option<Arc<Vhost>>,
     /// What the user may do in the vhost.
     rights: Option<Rights>,
@@ -152,6 +159,7 @@ impl Connection {
             channel_max: 0,
             heartbeat_s: 0,
             user: String::new(),
+            login: None,
             vhost: None,
             rights: None,
             presence: None,
@@ -232,6 +240,9 @@ impl Connection {
         let mut consumed = 0;
         let alarmed = self.broker.memory().is_alarmed();
         while !self.is_over() {
+            if self.login.is_some() {
+                return (consumed, Next::AwaitLogin);
+            }
             let rest = &bytes[consumed..];
             if self.phase == Phase::ProtocolHeader {
                 let Some(used) = self.take_protocol_header(rest, worker) else { break };

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::control::Control;
+use super::login::LoginLine;
 use super::registry::Registry;
 use super::{housekeeping, memory_limit, notice, socket, timer, worker};
 use crate::StartError;
@@ -92,8 +93,9 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
         let Self { broker, listeners, registry, control } = self;
         let mut tasks = tokio::task::JoinSet::new();
+        let logins = Arc::new(LoginLine::default());
         for listener in listeners {
-            tasks.spawn(accept(listener, broker.clone(), registry.clone()));
+            tasks.spawn(accept(listener, broker.clone(), registry.clone(), logins.clone()));
         }
         tasks.spawn(housekeeping::run(registry.clone()));
         tasks.spawn(notice::run(broker.clone(), registry.clone()));
@@ -142,10 +144,15 @@ fn is_in_use(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::AddrInUse
 }
 
-async fn accept(listener: TcpListener, broker: Arc<Broker>, registry: Arc<Registry>) {
+async fn accept(
+    listener: TcpListener,
+    broker: Arc<Broker>,
+    registry: Arc<Registry>,
+    logins: Arc<LoginLine>,
+) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => socket::start(stream, peer, &broker, &registry),
+            Ok((stream, peer)) => socket::start(stream, peer, &broker, &registry, &logins),
             Err(error) => {
                 tracing::warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(ACCEPT_PAUSE).await;

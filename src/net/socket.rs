@@ -16,12 +16,13 @@ use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
+use super::login::LoginLine;
 use super::now;
 use super::registry::{Entry, Registry};
 use super::stop::Stop;
 use super::worker::{self, READ_BYTES};
 use crate::broker::{Broker, Outbox, Outgoing, QueueCell};
-use crate::connection::{Connection, Liveness, Next, Worker};
+use crate::connection::{Connection, Liveness, LoginVerdict, Next, Worker};
 
 /// After a read of this size (bytes) other tasks get their turn. A yield after every small read
 /// would cost two system calls a round trip.
@@ -52,6 +53,7 @@ pub(super) fn start(
     peer: SocketAddr,
     broker: &Arc<Broker>,
     registry: &Arc<Registry>,
+    logins: &Arc<LoginLine>,
 ) {
     // Small replies must not wait for more to come.
     if let Err(error) = stream.set_nodelay(true) {
@@ -69,8 +71,8 @@ pub(super) fn start(
     registry.add(outbox.id(), entry);
     let (read, write) = stream.into_split();
     let writer = tokio::spawn(write_all(write, outbox, liveness, stop.clone()));
-    let registry = registry.clone();
-    let reader = Reader { connection, read, carry: Vec::new(), stop, registry };
+    let (registry, logins) = (registry.clone(), logins.clone());
+    let reader = Reader { connection, read, carry: Vec::new(), stop, registry, logins };
     tokio::spawn(reader.run(writer));
 }
 
@@ -83,6 +85,7 @@ struct Reader {
     carry: Vec<u8>,
     stop: Arc<Stop>,
     registry: Arc<Registry>,
+    logins: Arc<LoginLine>,
 }
 
 impl Drop for Reader {
@@ -161,6 +164,7 @@ impl Reader {
                             Next::Again => tokio::task::yield_now().await,
                             Next::AwaitDrain => self.until_drained().await,
                             Next::AwaitMemory => self.until_memory().await,
+                            Next::AwaitLogin => self.until_logged_in().await,
                         }
                         if self.stop.is_asked() {
                             return None;
@@ -266,6 +270,34 @@ impl Reader {
         }
         worker::with(|lent| self.connection.notify_blocked(false, &mut lent.worker));
         self.connection.liveness().set_reading(true, now());
+    }
+
+    /// Waits for the login's verdict, or until the connection is to end.
+    async fn until_logged_in(&mut self) {
+        let stop = self.stop.clone();
+        let stopped = std::future::poll_fn(|context| {
+            if stop.poll_asked(context) { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let verdict = tokio::select! {
+            verdict = self.check_login() => verdict,
+            () = stopped => None,
+        };
+        match verdict {
+            Some(verdict) => worker::with(|lent| {
+                self.connection.finish_login(&verdict, &mut lent.worker);
+            }),
+            None => stop.ask(),
+        }
+    }
+
+    /// Answers nothing when the client has not waited.
+    async fn check_login(&self) -> Option<LoginVerdict> {
+        let login = self.connection.login()?;
+        let turn = self.logins.turn().await;
+        if self.is_peer_gone().await {
+            return None;
+        }
+        turn.run(move || login.check()).await
     }
 
     /// Whether the peer has closed its side, also while what it sent before is not read.

@@ -122,6 +122,8 @@ pub(crate) struct Access {
     /// nobody knows: when thousands of connections come back at once, one of them pays.
     verified: Mutex<HashMap<String, [u8; 32]>>,
     key: [u8; 32],
+    /// Compared with where a user has no hash, or one that takes no time.
+    decoy: PasswordHash,
 }
 
 impl Access {
@@ -133,6 +135,7 @@ impl Access {
             generation: AtomicU64::new(1),
             verified: Mutex::default(),
             key,
+            decoy: PasswordHash::decoy(),
         }
     }
 
@@ -370,8 +373,25 @@ impl Access {
         all.collect()
     }
 
-    /// Checks a login. `is_local` tells whether it comes over the loopback interface, which is all
-    /// that the users on `loopback_users` may use.
+    /// Judges a login as far as that takes no time; the others need [`Self::check_login`].
+    pub(crate) fn recall_login(
+        &self,
+        user: &str,
+        password: &str,
+        is_local: bool,
+        loopback_users: &[String],
+    ) -> Option<Result<(), LoginRefused>> {
+        if password.is_empty() {
+            // Whoever the user is, so this tells nothing about who exists.
+            return Some(Err(LoginRefused::BlankPassword { user: user.to_owned() }));
+        }
+        let is_known = self.hash_of(user).is_some_and(|hash| self.is_known(user, password, &hash));
+        is_known.then(|| check_origin(user, is_local, loopback_users))
+    }
+
+    /// Checks a login, which takes milliseconds, and a wrong password no longer than an unknown
+    /// user. `is_local` tells whether it comes over the loopback interface, which is all that the
+    /// users on `loopback_users` may use.
     pub(crate) fn check_login(
         &self,
         user: &str,
@@ -379,40 +399,50 @@ impl Access {
         is_local: bool,
         loopback_users: &[String],
     ) -> Result<(), LoginRefused> {
-        let name = || user.to_owned();
         if password.is_empty() {
-            return Err(LoginRefused::BlankPassword { user: name() });
+            return Err(LoginRefused::BlankPassword { user: user.to_owned() });
         }
-        let hash = self.state.read().users.get(user).and_then(|user| user.hash.clone());
-        if !hash.is_some_and(|hash| self.is_password(user, password, &hash)) {
-            return Err(LoginRefused::InvalidCredentials { user: name() });
+        if !self.is_password(user, password) {
+            return Err(LoginRefused::InvalidCredentials { user: user.to_owned() });
         }
-        if !is_local && loopback_users.iter().any(|name| name == user) {
-            return Err(LoginRefused::LoopbackOnly { user: name() });
-        }
-        Ok(())
+        check_origin(user, is_local, loopback_users)
     }
 
     /// The locks are not held while a hash is worked out.
-    fn is_password(&self, user: &str, password: &str, hash: &PasswordHash) -> bool {
-        if !hash.is_slow() {
-            return hash.is_of(password);
-        }
-        let digest = self.digest(password, hash);
-        if self.verified.lock().get(user).is_some_and(|known| is_same(known, &digest)) {
+    fn is_password(&self, user: &str, password: &str) -> bool {
+        let hash = self.hash_of(user);
+        if hash.as_ref().is_some_and(|hash| self.is_known(user, password, hash)) {
             return true;
         }
+        let Some(hash) = hash.filter(PasswordHash::is_slow) else {
+            // Time must not tell whether there is such a user.
+            std::hint::black_box(self.decoy.is_of(password));
+            return false;
+        };
         let is_right = hash.is_of(password);
         if is_right {
+            let digest = self.digest(password, &hash);
             self.verified.lock().insert(user.to_owned(), digest);
         }
         is_right
     }
 
+    /// Whether it is the right password, as far as that can be told at once.
+    fn is_known(&self, user: &str, password: &str, hash: &PasswordHash) -> bool {
+        if !hash.is_slow() {
+            return hash.is_of(password);
+        }
+        let digest = self.digest(password, hash);
+        self.verified.lock().get(user).is_some_and(|known| is_same(known, &digest))
+    }
+
+    fn hash_of(&self, user: &str) -> Option<PasswordHash> {
+        self.state.read().users.get(user).and_then(|user| user.hash.clone())
+    }
+
     /// The password that was just set is the one that will be used.
     fn remember(&self, user: &str, password: Option<&str>) {
-        let hash = self.state.read().users.get(user).and_then(|user| user.hash.clone());
-        if let (Some(hash), Some(password)) = (hash, password) {
+        if let (Some(hash), Some(password)) = (self.hash_of(user), password) {
             let digest = self.digest(password, &hash);
             self.verified.lock().insert(user.to_owned(), digest);
         }
@@ -444,6 +474,14 @@ impl Grant {
         let pattern = Pattern::parse(&expanded).map_err(AccessError)?;
         Ok(Self { text: text.to_owned(), pattern })
     }
+}
+
+/// The password is right; where may the user come from?
+fn check_origin(user: &str, is_local: bool, loopback_users: &[String]) -> Result<(), LoginRefused> {
+    if !is_local && loopback_users.iter().any(|name| name == user) {
+        return Err(LoginRefused::LoopbackOnly { user: user.to_owned() });
+    }
+    Ok(())
 }
 
 /// Names go into short strings on the wire.

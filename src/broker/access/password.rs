@@ -9,8 +9,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use md5::Md5;
 use sha2::{Digest, Sha256, Sha512};
 
-/// Cost of new hashes: memory in KiB and passes over it. It takes a few milliseconds, because a
-/// login is judged on a thread that serves other connections, too.
+/// Cost of new hashes: memory in KiB and passes over it. It takes a few milliseconds, because
+/// logins wait in line for each other.
 const MEMORY_KIB: u32 = 7 * 1024;
 const PASSES: u32 = 2;
 
@@ -78,6 +78,13 @@ impl PasswordHash {
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
         let hash = argon2.hash_password(password.as_bytes()).expect("a password of any length");
         Self { algorithm: HashAlgorithm::Argon2, text: hash.to_string() }
+    }
+
+    /// The hash of no password, which costs as much to compare with as a new one.
+    pub(super) fn decoy() -> Self {
+        let (salt, hash) = ("A".repeat(22), "A".repeat(43));
+        let text = format!("$argon2id$v=19$m={MEMORY_KIB},t={PASSES},p=1${salt}${hash}");
+        Self { algorithm: HashAlgorithm::Argon2, text }
     }
 
     /// Reads a hash as definitions have it. The error says what is wrong.
@@ -184,6 +191,17 @@ mod tests {
         assert_ne!(one.text(), other.text());
         let read = PasswordHash::parse(one.text(), one.algorithm()).expect("our own");
         assert!(read.is_of("secret") && !read.is_of("guess"));
+    }
+
+    #[test]
+    fn the_decoy_costs_what_new_hashes_cost() {
+        let (decoy, new) = (PasswordHash::decoy(), PasswordHash::of("secret"));
+        assert!(decoy.check().is_some() && !decoy.is_of("") && !decoy.is_of("secret"));
+        let cost = |hash: &PasswordHash| {
+            let lens: Vec<usize> = hash.text.split('$').map(str::len).collect();
+            (hash.text.split('$').nth(3).map(str::to_owned), lens)
+        };
+        assert_eq!(cost(&decoy), cost(&new));
     }
 
     #[test]

@@ -57,6 +57,63 @@ fn a_remembered_login_ends_with_its_password() {
     assert!(!login(&access, "guest", "other") && login(&access, "guest", "new"));
 }
 
+/// SHA-256 of `secret`, which takes no time.
+fn put_quick_user(access: &Access) {
+    let definition = UserDefinition {
+        name: "quick".to_owned(),
+        password_hash: "AQIDBDB9kM21iEUzN1lZ+6VReCsdNqS0sERdAQTcY6Xs3PMz".to_owned(),
+        hashing_algorithm: String::new(),
+        tags: Vec::new(),
+        limits: UserLimits::default(),
+    };
+    access.put_user(&definition).expect("a new user");
+}
+
+#[test]
+fn only_known_logins_and_blank_passwords_are_judged_at_once() {
+    let access = access();
+    access.add_user("none", None, &[]).expect("a user without password");
+    put_quick_user(&access);
+    let recall = |user: &str, password: &str| {
+        let judged = access.recall_login(user, password, true, &[]);
+        judged.map(|verdict| verdict.is_ok())
+    };
+    assert_eq!(recall("guest", "guest"), Some(true));
+    assert_eq!(recall("quick", "secret"), Some(true));
+    for user in ["guest", "quick", "none", "nobody"] {
+        assert_eq!((recall(user, "guess"), recall(user, "")), (None, Some(false)), "{user}");
+    }
+    // Imported, nobody has logged in yet.
+    let copy = Access::new();
+    access.users().iter().for_each(|user| copy.put_user(user).expect("our own"));
+    let recall = || copy.recall_login("guest", "guest", true, &[]);
+    assert_eq!(recall(), None);
+    assert!(login(&copy, "guest", "guest"));
+    assert_eq!(recall(), Some(Ok(())));
+    let remote = copy.recall_login("guest", "guest", false, &["guest".to_owned()]);
+    assert!(matches!(remote, Some(Err(LoginRefused::LoopbackOnly { .. }))));
+}
+
+#[test]
+fn every_refusal_takes_as_long_as_a_wrong_password() {
+    let access = access();
+    access.add_user("none", None, &[]).expect("a user without password");
+    put_quick_user(&access);
+    // The best of several, because the machine may be busy.
+    let mut best = HashMap::new();
+    for _ in 0..5 {
+        for user in ["guest", "quick", "none", "nobody"] {
+            let begin = std::time::Instant::now();
+            assert!(!login(&access, user, "guess"));
+            let took = begin.elapsed();
+            best.entry(user).and_modify(|best| took.min(*best).clone_into(best)).or_insert(took);
+        }
+    }
+    for user in ["quick", "none", "nobody"] {
+        assert!(best[user] * 4 > best["guest"], "{user}: {best:?}");
+    }
+}
+
 #[test]
 fn rights_follow_changes() {
     let access = access();
