@@ -10,6 +10,7 @@ use crate::clock::Millis;
 
 /// Names a delivered, unsettled message within its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(test, derive(PartialOrd, Ord))]
 pub(crate) struct Slot {
     index: u32,
     guard: u32,

@@ -4,8 +4,9 @@
 //! made, and checks each delivery's content and the laws that need no reference. It must not know
 //! what the reference expects.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+#[cfg(test)]
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
@@ -499,9 +500,9 @@ impl Driver {
     /// should still be there.
     pub(super) fn check(&self, holds: impl Fn(usize) -> bool) {
         self.queue.check_invariants();
-        let slots: HashSet<Slot> =
+        let slots: BTreeSet<Slot> =
             self.outstanding.iter().map(|it| self.slots[it.delivery]).collect();
-        let ever: HashSet<&Slot> = self.slots.iter().collect();
+        let ever: BTreeSet<&Slot> = self.slots.iter().collect();
         assert_eq!(ever.len(), self.slots.len(), "each slot names one delivery, for ever");
         for slot in &self.slots {
             assert_eq!(self.queue.holds(*slot), slots.contains(slot), "what is settled is gone");
@@ -509,9 +510,9 @@ impl Driver {
         for (consumer, member) in self.members.iter().enumerate() {
             let prefetch = member.subscription.prefetch as usize;
             let held = self.outstanding.iter().filter(|it| it.consumer == Some(consumer));
-            let held: HashSet<Slot> = held.map(|it| self.slots[it.delivery]).collect();
+            let held: BTreeSet<Slot> = held.map(|it| self.slots[it.delivery]).collect();
             assert!(prefetch == 0 || held.len() <= prefetch, "consumer {consumer} holds {held:?}");
-            assert_eq!(self.queue.held_by(member.key).collect::<HashSet<Slot>>(), held);
+            assert_eq!(self.queue.held_by(member.key).collect::<BTreeSet<Slot>>(), held);
         }
         let used = self.gate.used.load(Ordering::Relaxed);
         assert!(self.gate.limit == 0 || used <= self.gate.limit, "{used} went through the gate");
@@ -526,7 +527,7 @@ impl Driver {
         assert_eq!((self.queue.ready(), self.queue.unsettled()), (0, 0));
         assert_eq!(self.queue.backlog_bytes(), 0);
         assert_eq!(self.gate.used.load(Ordering::Relaxed), 0);
-        let priorities: HashSet<u8> = self.samples.iter().filter_map(|it| it.priority).collect();
+        let priorities: BTreeSet<u8> = self.samples.iter().filter_map(|it| it.priority).collect();
         let memory = self.queue.memory();
         let memory_max = (1 + priorities.len()) * SMALL_SEGMENT_BYTES + TABLE_BYTES_MAX;
         assert!(memory <= memory_max, "an empty queue holds {memory} bytes");

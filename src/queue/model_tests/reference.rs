@@ -49,7 +49,7 @@ struct Consumer {
 }
 
 /// See the module's description.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Reference {
     settings: Settings,
     gate_limit: u32,
@@ -80,26 +80,7 @@ pub(super) struct Reference {
 
 impl Reference {
     pub(super) fn new(settings: Settings, gate_limit: u32, now: Millis) -> Self {
-        Self {
-            settings,
-            gate_limit,
-            now: now.0,
-            messages: Vec::new(),
-            consumers: Vec::new(),
-            active: None,
-            published: 0,
-            deliveries: 0,
-            subscribed: 0,
-            turns: 0,
-            high_in_a_row: 0,
-            used_up: Vec::new(),
-            expired: 0,
-            dropped: 0,
-            was_bounded: false,
-            last_tick: None,
-            looked: None,
-            outcome: Outcome::default(),
-        }
+        Self { settings, gate_limit, now: now.0, ..Self::default() }
     }
 
     pub(super) fn apply(&mut self, command: &Command) -> Outcome {
@@ -332,6 +313,11 @@ impl Reference {
                 self.outcome.got = Some((number, returns, delivery));
                 return;
             }
+            if self.expired == EXPIRIES_MAX {
+                // It goes on in another drive.
+                self.expired = 0;
+            }
+            self.expired += 1;
             self.bury(at, Reason::Expired);
         }
     }
