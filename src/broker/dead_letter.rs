@@ -98,15 +98,16 @@ impl DeadLetters {
     ) {
         let Some(exchange) = &settings.dead_letter_exchange else { return };
         let routing_key = &settings.dead_letter_routing_key;
+        // Asked once, and not for each letter.
+        let mut is_same = self.chunks.back().is_some_and(|chunk| {
+            chunk.exchange == *exchange
+                && chunk.routing_key == *routing_key
+                && chunk.at_least_once == settings.keeps_dead_letters()
+        });
         for (content, reason) in dead {
-            let has_room = self.chunks.back().is_some_and(|chunk| {
-                chunk.letters.len() < CHUNK_LETTERS
-                    && chunk.arena.len() < CHUNK_BYTES
-                    && chunk.exchange == *exchange
-                    && chunk.routing_key == *routing_key
-                    && chunk.at_least_once == settings.keeps_dead_letters()
-            });
-            if !has_room {
+            let has_room = self.chunks.back().is_some_and(Chunk::has_room);
+            if !(is_same && has_room) {
+                is_same = true;
                 self.chunks.push_back(Chunk {
                     exchange: exchange.clone(),
                     routing_key: routing_key.clone(),
@@ -151,6 +152,10 @@ impl DeadLetters {
 impl Chunk {
     fn memory(&self) -> usize {
         self.arena.capacity() + self.letters.capacity() * size_of::<Letter>()
+    }
+
+    fn has_room(&self) -> bool {
+        self.letters.len() < CHUNK_LETTERS && self.arena.len() < CHUNK_BYTES
     }
 
     fn add(&mut self, content: &Content<'_>, reason: Reason) {
