@@ -53,7 +53,7 @@ use crate::codec::properties::{EXPIRATION, Properties};
 
 /// Messages that may expire in one drive. The rest waits for the next, so that a long backlog that
 /// expires at once holds up nobody else.
-const EXPIRIES_MAX: usize = if cfg!(test) { 64 } else { 2048 };
+const EXPIRIES_MAX: usize = if cfg!(test) { 64 } else { 1024 };
 
 /// Messages that may be dropped for want of room in one drive. More than a batch can add, so that
 /// only a limit that was lowered takes several drives.
