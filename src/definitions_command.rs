@@ -95,16 +95,21 @@ fn import(data_dir: &Path, file: &Path, vhost: Option<String>) -> Result<(), Str
         .map_err(|error| refused(format!("this is no JSON: {error}")))?;
     let definitions =
         Definitions::from_json(&payload).map_err(|error| refused(error.to_string()))?;
+    for key in Definitions::unknown_keys(&payload) {
+        eprintln!("leveret: '{key}' is no part of definitions and was left out");
+    }
+    let directory = data_dir.display();
     let (imported, when) = match DataDir::claim(data_dir) {
         Ok(_claim) => {
             let imported = import_stopped(data_dir, &definitions.with_vhost(vhost.as_deref()));
-            (imported.map_err(refused)?, "in effect when the broker starts")
+            let when = format!("no broker runs on {directory}: in effect when one starts there");
+            (imported.map_err(refused)?, when)
         }
         Err(DataDirError::InUse { .. }) => {
             let request = json!({"command": "import", "payload": payload, "vhost": vhost});
             let answer = ask(data_dir, &request).map_err(refused)?;
             let imported = serde_json::from_value(answer).map_err(|error| error.to_string())?;
-            (imported, "in effect")
+            (imported, format!("in effect in the broker on {directory}"))
         }
         Err(error) => return Err(error.to_string()),
     };

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::StartError;
 use crate::atomic_file;
 use crate::broker::{Broker, Definitions, Drive, PolicyDefinition, PolicyScope, VhostMetadata};
-use crate::config::Config;
+use crate::config::{Auth, Config};
 
 const NAME: &str = "definitions.json";
 
@@ -91,6 +91,13 @@ pub fn fill(
         files.push((path.clone(), definitions));
     }
     add_missing(broker, files.iter().map(|(_, definitions)| definitions));
+    let with_users = files.iter().find(|(_, definitions)| definitions.has_users());
+    if let Some((path, _)) = with_users
+        && config.auth != Auth::default()
+    {
+        let (path, user) = (path.display(), &config.auth.default_user);
+        tracing::warn!(%path, user, "auth.default_user is not used: this file has users");
+    }
     for (path, definitions) in &files {
         let imported = broker
             .import_definitions(definitions, drive)

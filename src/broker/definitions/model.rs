@@ -18,6 +18,31 @@ use crate::broker::DEFAULT_VHOST;
 /// The release whose format the files are in.
 const FORMAT_VERSION: &str = "3.10.8";
 
+/// What RabbitMQ's files have at the top.
+const KEYS: [&str; 21] = [
+    "bindings",
+    "description",
+    "default_queue_type",
+    "exchanges",
+    "explanation",
+    "global_parameters",
+    "metadata",
+    "original_cluster_name",
+    "original_vhost_name",
+    "parameters",
+    "permissions",
+    "policies",
+    "product_name",
+    "product_version",
+    "queues",
+    "rabbit_version",
+    "rabbitmq_definition_format",
+    "rabbitmq_version",
+    "topic_permissions",
+    "users",
+    "vhosts",
+];
+
 /// Why definitions are not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -114,6 +139,12 @@ impl Definitions {
     /// When an object lacks something or has it in the wrong type.
     pub fn from_json(value: &Value) -> Result<Self, DefinitionsError> {
         Self::read(value).map_err(DefinitionsError)
+    }
+
+    /// The keys of a file that mean nothing in any release of RabbitMQ: mistakes, mostly.
+    pub fn unknown_keys(value: &Value) -> Vec<&str> {
+        let keys = value.as_object().into_iter().flat_map(Map::keys).map(String::as_str);
+        keys.filter(|key| !KEYS.contains(key)).collect()
     }
 
     fn read(value: &Value) -> Result<Self, String> {

@@ -161,7 +161,9 @@ impl QueueCell {
                 Some((key, subscriber)) if subscriber.outbox.knows_cancel() => {
                     state.queue.put_back_all(key, &mut drive.effects);
                     let gone = self.remove_consumer(state, key, drive).expect("found above");
-                    tracing::warn!(queue = self.name(), consumer = &*gone.tag, "consumer timeout");
+                    let timeout_ms = state.queue.settings().consumer_timeout_ms;
+                    let (queue, consumer) = (self.name(), &*gone.tag);
+                    tracing::warn!(queue, consumer, timeout_ms, "consumer timeout: cancelled");
                     gone.outbox.lose_consumer((gone.channel, gone.tag), &mut drive.wakes);
                     is_done |= self.is_done_with(state);
                 }
