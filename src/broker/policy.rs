@@ -18,10 +18,7 @@ use fancy_regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
 use crate::codec::method::FieldTable;
-use crate::queue::{Kind, Overflow, Settings};
-
-/// Timers beyond ten years are as good as that: what an argument may ask for at most.
-const EXPIRY_MAX_MS: u64 = 315_360_000_000;
+use crate::queue::{EXPIRY_MAX_MS, Kind, Overflow, Settings};
 
 /// Steps back that matching one name may take, with patterns that look around. Clients choose the
 /// names, and declarations wait meanwhile.
@@ -221,6 +218,7 @@ impl<'a> InEffect<'a> {
     /// What a queue with these valid arguments does under these policies.
     pub(crate) fn settings(&self, kind: Kind, arguments: &FieldTable) -> Settings {
         let asked = Settings::from_arguments(kind, arguments);
+        // More is as good as what an argument may ask for at most.
         let timer = |key| self.count(key).map(|ms| ms.min(EXPIRY_MAX_MS));
         let text = |asked: Option<Box<str>>, key| asked.or_else(|| self.text(key).map(Into::into));
         let asks_for_deliveries = arguments.inner().contains_key("x-delivery-limit");

@@ -10,7 +10,7 @@ use crate::codec::value::{integer, shown, type_name};
 use crate::error::{AmqpError, ReplyCode};
 
 /// Timers beyond ten years (milliseconds) are refused.
-pub(crate) const EXPIRY_MAX_MS: i64 = 315_360_000_000;
+pub(crate) const EXPIRY_MAX_MS: u64 = 315_360_000_000;
 
 const BOTH: &[Kind] = &[Kind::Classic, Kind::Quorum];
 const CLASSIC: &[Kind] = &[Kind::Classic];
@@ -112,8 +112,8 @@ pub(crate) fn check_arguments(arguments: &FieldTable, queue: &str) -> Result<Kin
 
 fn check_value(name: &str, value: &AMQPValue, arguments: &FieldTable) -> Result<(), String> {
     match name {
-        "x-expires" => in_range(value, 1, EXPIRY_MAX_MS),
-        "x-message-ttl" => in_range(value, 0, EXPIRY_MAX_MS),
+        "x-expires" => in_range(value, 1, EXPIRY_MAX_MS as i64),
+        "x-message-ttl" => in_range(value, 0, EXPIRY_MAX_MS as i64),
         "x-max-length"
         | "x-max-length-bytes"
         | "x-max-in-memory-length"

@@ -26,8 +26,8 @@ pub(crate) fn parse_expiration(text: &[u8]) -> Result<u64, String> {
     if number != "0" && text.first() == Some(&b'-') {
         return Err(format!("{{value_negative,-{number}}}"));
     }
-    match number.parse::<i64>() {
-        Ok(ms) if ms <= EXPIRY_MAX_MS => Ok(ms as u64),
+    match number.parse() {
+        Ok(ms) if ms <= EXPIRY_MAX_MS => Ok(ms),
         _ => Err(format!("{{value_too_large,{number}}}")),
     }
 }

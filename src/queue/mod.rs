@@ -30,7 +30,7 @@ mod unacked;
 #[cfg(test)]
 mod model_tests;
 
-pub(crate) use arguments::{check_arguments, check_equivalence, check_kind};
+pub(crate) use arguments::{EXPIRY_MAX_MS, check_arguments, check_equivalence, check_kind};
 pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
 pub(crate) use dedup::Dedup;
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
