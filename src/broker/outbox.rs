@@ -22,7 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::QueueCell;
 use crate::codec::encode::{self, DeliverHead};
 use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD};
-use crate::codec::method::{AMQPClass, basic, channel, put_method};
+use crate::codec::method::{AMQPClass, basic, channel_close, put_method};
 use crate::error::AmqpError;
 use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, Slot};
 
@@ -186,14 +186,7 @@ impl Outbox {
         }
         guard.state.closed_channels.push(number);
         self.has_closed_channels.store(true, Ordering::Release);
-        let close = channel::Close {
-            reply_code: error.code.code(),
-            reply_text: error.reply_text().as_str().into(),
-            class_id: error.class_id,
-            method_id: error.method_id,
-        };
-        let method = AMQPClass::Channel(channel::AMQPMethod::Close(close));
-        put_method(guard.buffer(), number, &method);
+        put_method(guard.buffer(), number, &channel_close(error));
         guard.wake(wakes);
     }
 

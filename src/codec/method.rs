@@ -21,6 +21,16 @@ use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD, METHOD, cannot_decode};
 use crate::codec::{encode, hot, properties, table};
 use crate::error::{AmqpError, ReplyCode};
 
+/// The method that closes a channel because of this error.
+pub fn channel_close(error: &AmqpError) -> AMQPClass {
+    AMQPClass::Channel(channel::AMQPMethod::Close(channel::Close {
+        reply_code: error.code.code(),
+        reply_text: error.reply_text().as_str().into(),
+        class_id: error.class_id,
+        method_id: error.method_id,
+    }))
+}
+
 /// Parses the payload of a method frame: class, method and exactly its arguments.
 pub fn parse_method(payload: &[u8]) -> Result<AMQPClass, AmqpError> {
     let (class_id, method_id) = hot::method_ids(payload);

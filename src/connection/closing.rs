@@ -10,7 +10,7 @@ use super::{Connection, Worker};
 use crate::broker::Outbox;
 use crate::codec::frame::{Frame, FrameKind};
 use crate::codec::hot;
-use crate::codec::method::{AMQPClass, channel, connection, parse_method};
+use crate::codec::method::{AMQPClass, channel, channel_close, connection, parse_method};
 use crate::error::{AmqpError, ReplyCode};
 
 /// After a broken frame, RabbitMQ closes the socket this much later.
@@ -39,13 +39,7 @@ impl Connection {
         let name = self.name();
         tracing::warn!(connection = name, channel = number, "channel error: {error}");
         self.begin_closing(number, worker);
-        let close = channel::Close {
-            reply_code: error.code.code(),
-            reply_text: error.reply_text().as_str().into(),
-            class_id: error.class_id,
-            method_id: error.method_id,
-        };
-        self.send(number, AMQPClass::Channel(channel::AMQPMethod::Close(close)), worker);
+        self.send(number, channel_close(error), worker);
     }
 
     /// Ends a channel but for the answer to channel.close.
