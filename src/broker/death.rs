@@ -132,10 +132,7 @@ pub(super) fn carbon_copies(headers: &[u8]) -> impl Iterator<Item = &[u8]> {
         Some(Value::Array(array)) => array,
         _ => &[],
     };
-    table::items(array).map_while(Result::ok).filter_map(|item| match item {
-        Value::LongString(text) => Some(text),
-        _ => None,
-    })
+    table::texts(array)
 }
 
 /// An entry of `x-death` with its count raised by one. The rest stays as it was at the first death

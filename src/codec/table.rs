@@ -298,6 +298,14 @@ pub fn items(array: &[u8]) -> Items<'_> {
     Items { rest: array }
 }
 
+/// The texts in an array's contents; values of other types are passed over.
+pub fn texts(array: &[u8]) -> impl Iterator<Item = &[u8]> {
+    items(array).map_while(Result::ok).filter_map(|item| match item {
+        Value::LongString(text) => Some(text),
+        _ => None,
+    })
+}
+
 /// The value of the first entry with this key. Entries after a malformed one are not seen:
 /// content is checked once, when it arrives.
 pub fn find<'a>(table: &'a [u8], key: &[u8]) -> Option<Value<'a>> {

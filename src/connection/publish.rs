@@ -261,11 +261,7 @@ impl Connection {
                 match table::find(headers, name) {
                     None => {}
                     Some(Value::Array(array)) => {
-                        let texts = table::items(array).flatten();
-                        keys.extend(texts.filter_map(|item| match item {
-                            Value::LongString(text) => Some(text.to_vec()),
-                            _ => None,
-                        }));
+                        keys.extend(table::texts(array).map(<[u8]>::to_vec));
                         if name == b"BCC" {
                             let shown = table::without(headers, &[b"BCC"]);
                             let old = message.header(buffer);
