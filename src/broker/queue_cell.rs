@@ -69,6 +69,8 @@ pub(crate) enum Refusal {
     Gone,
     /// An exclusive consumer is there, or was asked for while others are.
     InUse,
+    /// A quorum queue with a single active consumer is for that one (RabbitMQ).
+    SingleActive,
 }
 
 /// Why a queue was not deleted.
@@ -381,6 +383,10 @@ impl QueueCell {
             let mut state = self.lock();
             if state.gone {
                 return Err(Refusal::Gone);
+            }
+            let settings = state.queue.settings();
+            if settings.kind == Kind::Quorum && settings.single_active_consumer {
+                return Err(Refusal::SingleActive);
             }
             state.used_at = drive.now;
             match state.queue.get(no_ack, drive.now, &mut drive.effects) {

@@ -14,7 +14,7 @@ use crate::broker::{
     unguessable_name,
 };
 use crate::codec::encode::DeliverHead;
-use crate::codec::method::{AMQPClass, AMQPValue, FieldTable, basic};
+use crate::codec::method::{AMQPClass, FieldTable, basic};
 use crate::codec::value::{integer, type_name};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::{ConsumerSpec, Kind};
@@ -183,6 +183,13 @@ impl Connection {
                 let text = format!("{queue} in exclusive use");
                 AmqpError::new(ReplyCode::AccessRefused, text)
             }
+            Refusal::SingleActive => {
+                let text = format!(
+                    "cannot obtain access to locked {queue}. basic.get operations are not \
+                     supported by quorum queues with single active consumer"
+                );
+                AmqpError::new(ReplyCode::ResourceLocked, text)
+            }
         }
     }
 
@@ -273,7 +280,6 @@ impl Connection {
         let name = self.queue_name(number, get.queue.as_str())?;
         self.check(Right::Read, Resource::Queue(&name))?;
         let queue = self.vhost().queue_for(&name, self.id())?;
-        self.check_get(&queue)?;
         let source = self.channel_mut(number).use_source(&queue);
         let got = queue.get(get.no_ack, &self.outbox, number, source, &mut worker.drive);
         self.take_over(number);
@@ -283,25 +289,6 @@ impl Connection {
             self.send(number, AMQPClass::Basic(empty), worker);
         }
         Ok(())
-    }
-
-    /// Quorum queues with a single active consumer are for that one (RabbitMQ).
-    fn check_get(&self, queue: &QueueCell) -> Result<(), AmqpError> {
-        let is_single = queue
-            .declaration
-            .arguments
-            .inner()
-            .get("x-single-active-consumer")
-            .is_some_and(|value| *value == AMQPValue::Boolean(true));
-        if queue.declaration.kind != Kind::Quorum || !is_single {
-            return Ok(());
-        }
-        let queue = self.vhost().describe_queue(queue.name());
-        let text = format!(
-            "cannot obtain access to locked {queue}. basic.get operations are not supported by \
-             quorum queues with single active consumer"
-        );
-        Err(AmqpError::new(ReplyCode::ResourceLocked, text))
     }
 
     /// Requeues all that the channel has not settled, in place.

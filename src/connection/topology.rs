@@ -5,7 +5,7 @@
 
 use super::publish::REPLY_TO;
 use super::{Connection, Worker};
-use crate::broker::{Declaration, DeleteIf, Resource, Right};
+use crate::broker::{Declaration, DeleteIf, QueueCell, Resource, Right};
 use crate::codec::method::{AMQPClass, FieldTable, exchange, queue};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::Kind;
@@ -175,12 +175,12 @@ impl Connection {
             let name = self.vhost().name_to_declare(&name)?;
             self.check_declare_queue(&name, &declare.arguments)?;
             let declaration = Declaration {
-                kind: Kind::Classic,
                 // An exclusive queue never outlives its connection (RabbitMQ).
                 durable: declare.durable,
                 auto_delete: declare.auto_delete,
                 owner: declare.exclusive.then_some(self.id()),
                 arguments: declare.arguments.clone(),
+                ..Declaration::default()
             };
             self.vhost().declare_queue(&name, self.id(), declaration, &mut worker.drive)?
         };
@@ -208,21 +208,26 @@ impl Connection {
         };
         let condition =
             DeleteIf { unused: delete.if_unused, empty: delete.if_empty, ..DeleteIf::default() };
-        if cell.declaration.kind == Kind::Quorum {
-            for (asked, flag) in [(delete.if_unused, "if-unused"), (delete.if_empty, "if-empty")] {
-                if asked {
-                    let queue = self.vhost().describe_queue(&name);
-                    let text = format!(
-                        "cannot delete {queue}. queue.delete operations with {flag} flag set are \
-                         not supported by quorum queues"
-                    );
-                    return Err(AmqpError::new(ReplyCode::NotImplemented, text));
-                }
-            }
-        }
+        self.check_conditions(&cell, delete)?;
         let count = self.vhost().delete_queue(&cell, condition, &mut worker.drive)?;
         self.disown_queue(&cell);
         Ok(count)
+    }
+
+    /// Quorum queues are deleted without conditions only (RabbitMQ).
+    fn check_conditions(&self, cell: &QueueCell, delete: &queue::Delete) -> Result<(), AmqpError> {
+        let flag = match (delete.if_unused, delete.if_empty) {
+            _ if cell.declaration.kind != Kind::Quorum => return Ok(()),
+            (true, _) => "if-unused",
+            (false, true) => "if-empty",
+            (false, false) => return Ok(()),
+        };
+        let queue = self.vhost().describe_queue(cell.name());
+        let text = format!(
+            "cannot delete {queue}. queue.delete operations with {flag} flag set are not supported \
+             by quorum queues"
+        );
+        Err(AmqpError::new(ReplyCode::NotImplemented, text))
     }
 
     /// The queue that a method names: an empty name means the channel's last declared one.
