@@ -23,6 +23,8 @@ mod effects;
 mod expiry;
 mod lane;
 mod lanes;
+#[allow(dead_code, unused_imports)]
+mod records;
 mod segment;
 mod settings;
 mod unacked;
@@ -35,6 +37,8 @@ pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
 pub(crate) use dedup::Dedup;
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;
+#[allow(unused_imports)]
+pub(crate) use records::{LaneHead, Mark, Records, Run, record_len};
 pub use segment::{Body, Content, SHARED_BODY_MIN};
 pub(crate) use settings::{Kind, Overflow, Settings};
 pub(crate) use unacked::Slot;

@@ -94,6 +94,17 @@ pub(super) struct RecordHead {
 }
 
 impl RecordHead {
+    /// The head that these two words say.
+    fn of(body: u32, sizes: u32) -> Self {
+        Self {
+            body_len: body & !EXPIRES_FLAG,
+            address_len: sizes & ((1 << ADDRESS_BITS) - 1),
+            header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
+            shared: sizes & SHARED_FLAG != 0,
+            expires: body & EXPIRES_FLAG != 0,
+        }
+    }
+
     /// Bytes the whole record takes in its segment.
     pub(super) fn record_len(&self) -> u32 {
         let body = if self.shared { 4 } else { self.body_len };
@@ -176,14 +187,7 @@ impl Segment {
             let b = &self.bytes[at + i..at + i + 4];
             u32::from_le_bytes([b[0], b[1], b[2], b[3]])
         };
-        let (body, sizes) = (word(0), word(4));
-        RecordHead {
-            body_len: body & !EXPIRES_FLAG,
-            address_len: sizes & ((1 << ADDRESS_BITS) - 1),
-            header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
-            shared: sizes & SHARED_FLAG != 0,
-            expires: body & EXPIRES_FLAG != 0,
-        }
+        RecordHead::of(word(0), word(4))
     }
 
     /// When the record at `offset`, whose head this is, expires.
@@ -244,6 +248,15 @@ impl Segment {
         let b = &self.bytes[at..at + 4];
         u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize
     }
+}
+
+/// The length of the record at the beginning of `bytes`, as far as it stands there itself.
+pub(super) fn stored_len(bytes: &[u8]) -> Option<usize> {
+    let words = bytes.first_chunk::<HEAD_BYTES>()?;
+    let word =
+        |at: usize| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+    let len = RecordHead::of(word(0), word(4)).record_len() as usize;
+    (len <= bytes.len()).then_some(len)
 }
 
 /// The length of a record that expires; others take [`EXPIRY_BYTES`] less.
