@@ -20,7 +20,7 @@ use super::{QueueCell, Vhost};
 use crate::clock::Millis;
 use crate::codec::hot::{HEADER_FIXED, split_address};
 use crate::codec::properties::Properties;
-use crate::queue::{Body, Content, Reason, Settings};
+use crate::queue::{Body, Content, Place, Reason, Settings};
 use crate::routing::Routed;
 
 use super::drive::Drive;
@@ -61,6 +61,8 @@ struct Letter {
     header: Span,
     body: LetterBody,
     reason: Reason,
+    /// What the store has it as, in the queue that it died in.
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -94,7 +96,7 @@ impl DeadLetters {
     pub(super) fn bury<'c>(
         &mut self,
         settings: &Settings,
-        dead: impl Iterator<Item = (Content<'c>, Reason)>,
+        dead: impl Iterator<Item = (Content<'c>, Reason, Option<Place>)>,
     ) {
         let Some(exchange) = &settings.dead_letter_exchange else { return };
         let routing_key = &settings.dead_letter_routing_key;
@@ -104,7 +106,7 @@ impl DeadLetters {
                 && chunk.routing_key == *routing_key
                 && chunk.at_least_once == settings.keeps_dead_letters()
         });
-        for (content, reason) in dead {
+        for (content, reason, place) in dead {
             let has_room = self.chunks.back().is_some_and(Chunk::has_room);
             if !(is_same && has_room) {
                 is_same = true;
@@ -118,7 +120,7 @@ impl DeadLetters {
             }
             let chunk = self.chunks.back_mut().expect("there is one now");
             let before = chunk.memory();
-            chunk.add(&content, reason);
+            chunk.add(&content, reason, place);
             self.bytes += chunk.memory() - before;
         }
     }
@@ -158,7 +160,7 @@ impl Chunk {
         self.letters.len() < CHUNK_LETTERS && self.arena.len() < CHUNK_BYTES
     }
 
-    fn add(&mut self, content: &Content<'_>, reason: Reason) {
+    fn add(&mut self, content: &Content<'_>, reason: Reason, place: Option<Place>) {
         let arena = &mut self.arena;
         let letter = Letter {
             address: put(arena, content.address),
@@ -168,6 +170,7 @@ impl Chunk {
                 Body::Shared(body) => LetterBody::Shared(body.clone()),
             },
             reason,
+            place,
         };
         self.letters.push(letter);
     }
@@ -187,7 +190,7 @@ impl Chunk {
                 header: &arena[letter.header.range()],
                 body: letter.body.within(arena),
             };
-            part.add(&content, letter.reason);
+            part.add(&content, letter.reason, letter.place);
         }
         part
     }
@@ -249,7 +252,7 @@ impl Undertaker {
     /// Answers what is to be tried again.
     pub(super) fn publish(
         &mut self,
-        source: &QueueCell,
+        source: &Arc<QueueCell>,
         mut chunk: Chunk,
         drive: &mut Drive,
     ) -> Option<Chunk> {
@@ -266,12 +269,18 @@ impl Undertaker {
         }
         self.commit(&arena, drive);
         let mut stuck = std::mem::take(&mut self.stuck);
-        if !chunk.at_least_once || stuck.is_empty() {
-            return None;
+        if !chunk.at_least_once {
+            stuck.clear();
         }
         stuck.sort_unstable();
         stuck.dedup();
-        Some(chunk.part(&stuck, &arena))
+        // The store has the copies by now, or will have them before it hears of this: a crash
+        // between may double a dead letter, and loses none.
+        let done = chunk.letters.iter().enumerate();
+        let done = done.filter(|(index, _)| stuck.binary_search(index).is_err());
+        let places: Vec<Place> = done.filter_map(|(_, letter)| letter.place).collect();
+        source.bury(&places, drive);
+        (!stuck.is_empty()).then(|| chunk.part(&stuck, &arena))
     }
 
     fn commit(&mut self, arena: &[u8], drive: &mut Drive) {

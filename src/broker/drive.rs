@@ -13,7 +13,8 @@ use rustc_hash::FxHashMap;
 use super::dead_letter::{CHUNKS_AT_ONCE, Undertaker};
 use super::{ConnectionId, QueueCell};
 use crate::clock::Millis;
-use crate::queue::{Effects, Queue};
+use crate::queue::{Effects, Queue, Records};
+use crate::store::Ticket;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -25,6 +26,10 @@ pub struct Drive {
     pub(crate) buckets: Vec<Vec<u32>>,
     /// Which of the buckets is a connection's.
     pub(crate) bucket_of: FxHashMap<ConnectionId, usize>,
+    /// What a queue leaves to the store.
+    pub(crate) records: Records,
+    /// What the store was given in this drive is durable when this is.
+    pub(crate) ticket: Ticket,
     /// Writers and paced readers to wake when no lock is held.
     pub(crate) wakes: Vec<Waker>,
     /// Deleted queues, to be freed when no lock is held.
@@ -84,6 +89,16 @@ impl Drive {
             queue.leave_dead_letters(&mut self.wakes);
             self.buriers.pop_front();
         }
+    }
+
+    /// Notes that something was handed over to the store.
+    pub(crate) fn await_store(&mut self, ticket: Ticket) {
+        self.ticket = self.ticket.max(ticket);
+    }
+
+    /// When what was handed over since the last call is durable.
+    pub(crate) fn take_ticket(&mut self) -> Ticket {
+        std::mem::take(&mut self.ticket)
     }
 
     /// The queue that the publisher should wait for, if any (see [`QueueCell::poll_caught_up`]).

@@ -17,6 +17,7 @@ mod definitions;
 mod delayed;
 mod drive;
 mod exchange_memory;
+mod loads;
 mod memory;
 mod outbox;
 mod pacing;
@@ -40,6 +41,7 @@ use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::config::Config;
+use crate::store::Store;
 
 pub(crate) use access::{Access, LoginRefused, Presence, Resource, Right, Rights};
 pub use access::{
@@ -52,8 +54,8 @@ pub use definitions::{Definitions, DefinitionsError, Imported};
 pub use drive::Drive;
 pub use memory::Memory;
 pub(crate) use memory::Unfinished;
+pub(crate) use outbox::{Answer, Subscriber, Unsettled};
 pub use outbox::{ConnectionId, Outbox, Outgoing};
-pub(crate) use outbox::{Subscriber, Unsettled};
 pub use policy::{PolicyDefinition, PolicyError, PolicyNames, PolicyScope};
 pub(crate) use prefetch::ChannelPrefetch;
 pub use queue_cell::QueueCell;
@@ -109,6 +111,26 @@ impl Broker {
     /// The memory gauge and its alarm.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.services.memory
+    }
+
+    /// Where durable messages and definitions are kept, if anywhere.
+    pub(crate) fn store(&self) -> Option<&Arc<Store>> {
+        self.services.store.as_ref()
+    }
+
+    /// Waits for a queue that wants messages from the store, and reads them; `false` when there
+    /// will be none any more. `now` tells the time.
+    pub fn load(&self, now: impl Fn() -> Millis, drive: &mut Drive) -> bool {
+        let Some(queue) = self.services.loads.next() else { return false };
+        drive.now = now();
+        queue.load_wanted(drive);
+        drive.finish();
+        true
+    }
+
+    /// Ends the waiting for queues that want messages.
+    pub fn end_loads(&self) {
+        self.services.loads.close();
     }
 
     /// For the timer: ready with the time of the first deadline when that is not `known`.

@@ -12,6 +12,7 @@
 //! Bounds: deliveries stop at [`HIGH_WATER_BYTES`] plus what consumers' windows still allow; a
 //! reader that produces replies stops at `REPLIES_MAX_BYTES`.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -25,6 +26,7 @@ use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD};
 use crate::codec::method::{AMQPClass, basic, channel_close, put_method};
 use crate::error::AmqpError;
 use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, Slot};
+use crate::store::{Outcome, Ticket};
 
 /// Consumers get no further window while this much waits to be written. Between 512 KiB and 1 MiB
 /// was best by measurement.
@@ -66,11 +68,49 @@ pub(crate) struct Subscriber {
     pub(crate) tag: Box<str>,
 }
 
+/// The answer to publishes in confirm mode, which are numbered from 1.
+#[derive(Debug, Default)]
+pub(crate) struct Answer {
+    /// All up to this number that were not answered before.
+    pub(crate) last: u64,
+    /// Of them, those that a queue has refused, by rising number.
+    pub(crate) refused: Vec<u64>,
+}
+
 #[derive(Debug, Default)]
 struct ChannelOut {
     next_tag: u64,
     /// Deliveries to be settled that the channel's reader has not taken over yet, by rising tag.
     unsettled: Vec<Unsettled>,
+    /// All publishes up to this number have been answered.
+    answered: u64,
+    /// Answers that wait for the store, in order, and for what there.
+    waiting: VecDeque<(Ticket, Answer)>,
+}
+
+impl ChannelOut {
+    fn ack_up_to(&mut self, out: &mut Vec<u8>, number: u16, last: u64) {
+        if last > self.answered {
+            encode::put_ack(out, number, last, last > self.answered + 1);
+            self.answered = last;
+        }
+    }
+
+    fn nack_up_to(&mut self, out: &mut Vec<u8>, number: u16, last: u64) {
+        if last > self.answered {
+            encode::put_nack(out, number, last, last > self.answered + 1);
+            self.answered = last;
+        }
+    }
+
+    /// Acks are cumulative (RabbitMQ's confirms).
+    fn answer(&mut self, out: &mut Vec<u8>, number: u16, answer: &Answer) {
+        for refused in &answer.refused {
+            self.ack_up_to(out, number, refused - 1);
+            self.nack_up_to(out, number, *refused);
+        }
+        self.ack_up_to(out, number, answer.last);
+    }
 }
 
 /// Bytes to write: a buffer, and large bodies that go between its parts.
@@ -109,6 +149,8 @@ struct State {
     reader: Option<Waker>,
     /// Nothing more is appended; the writer ends when it has written what there is.
     closed: bool,
+    /// Channels with answers that wait for the store.
+    confirming: Vec<u16>,
     /// Whether anything was written since the last idle check.
     used: bool,
     /// Bytes in `out` that answer the client's own requests.
@@ -219,6 +261,30 @@ impl Outbox {
     /// For the connection: the consumers that ended without it.
     pub(crate) fn take_lost_consumers(&self) -> Vec<(u16, Box<str>)> {
         std::mem::take(&mut self.state.lock().lost_consumers)
+    }
+
+    /// The store is done with everything up to this ticket: answers the publishes that waited for
+    /// it. What may be lost is answered with basic.nack.
+    pub(crate) fn answer_stored(&self, ticket: Ticket, outcome: Outcome) {
+        let mut wakes = Vec::new();
+        {
+            let mut guard = self.lock_for_reply();
+            let state = &mut *guard.state;
+            let (channels, out) = (&mut state.channels, &mut state.out.buffer);
+            state.confirming.retain(|number| {
+                let channel = &mut channels[usize::from(*number)];
+                while let Some((_, answer)) = channel.waiting.pop_front_if(|(on, _)| *on <= ticket)
+                {
+                    match outcome {
+                        Outcome::Durable => channel.answer(out, *number, &answer),
+                        Outcome::Lost => channel.nack_up_to(out, *number, answer.last),
+                    }
+                }
+                !channel.waiting.is_empty()
+            });
+            guard.wake(&mut wakes);
+        }
+        wakes.into_iter().for_each(Waker::wake);
     }
 
     pub(crate) fn add_consumer(&self) {
@@ -368,7 +434,7 @@ pub(crate) struct OutboxGuard<'a> {
 impl Drop for OutboxGuard<'_> {
     fn drop(&mut self) {
         if let Some(from) = self.reply_from {
-            self.state.reply_bytes += self.state.out.len() - from;
+            self.state.reply_bytes += self.state.out.len().saturating_sub(from);
         }
     }
 }
@@ -407,7 +473,7 @@ impl OutboxGuard<'_> {
             channels.reserve_exact(index + 1 - channels.len());
             channels.resize_with(index + 1, ChannelOut::default);
         }
-        channels[index] = ChannelOut { next_tag: 1, unsettled: Vec::new() };
+        channels[index] = ChannelOut { next_tag: 1, ..ChannelOut::default() };
         // Those that were closed under this number before are history.
         self.state.closed_channels.retain(|closed| *closed != channel);
     }
@@ -415,6 +481,22 @@ impl OutboxGuard<'_> {
     /// Takes the deliveries to be settled that the channel's reader does not know yet.
     pub(crate) fn take_unsettled(&mut self, channel: u16, into: &mut impl Extend<Unsettled>) {
         into.extend(self.state.channels[usize::from(channel)].unsettled.drain(..));
+    }
+
+    /// Answers publishes of a channel, now or when the store is done with what `ticket` names (see
+    /// [`Outbox::answer_stored`]), but not before those that wait already.
+    pub(crate) fn answer(&mut self, number: u16, answer: Answer, ticket: Option<Ticket>) {
+        let state = &mut *self.state;
+        let channel = &mut state.channels[usize::from(number)];
+        match ticket.max(channel.waiting.back().map(|(ticket, _)| *ticket)) {
+            None => channel.answer(&mut state.out.buffer, number, &answer),
+            Some(ticket) => {
+                channel.waiting.push_back((ticket, answer));
+                if !state.confirming.contains(&number) {
+                    state.confirming.push(number);
+                }
+            }
+        }
     }
 
     /// Gives out a delivery tag, and remembers it when the delivery is to be settled.

@@ -1,14 +1,15 @@
 //! A queue as the broker shares it: the state machine under its lock, and who subscribes.
 //!
 //! Owns the only lock around a [`Queue`], the encoding of its deliveries into the outboxes of
-//! their connections (`encoding`), what happens when its time has come (`timing`), and the pacing
-//! of publishers that outrun willing consumers. It must not know of names in a vhost, of routing,
-//! or of channels beyond their number.
+//! their connections (`encoding`), what happens when its time has come (`timing`), its traffic with
+//! the store (`storing`), and the pacing of publishers that outrun willing consumers. It must not
+//! know of names in a vhost, of routing, or of channels beyond their number.
 //!
 //! Lock order: this lock, then one outbox at a time. Never two queues, never two outboxes. Work
 //! under the lock is one batch, bounded by one socket read.
 
 mod encoding;
+mod storing;
 mod timing;
 
 use std::ops::{Deref, DerefMut};
@@ -26,9 +27,10 @@ use super::{Services, Vhost};
 use crate::clock::Millis;
 use crate::codec::method::{AMQPClass, FieldTable};
 use crate::queue::{
-    Behind, ConsumerKey, ConsumerSpec, Content, Effects, Kind, Origin, Queue, Settings, Slot,
+    ConsumerKey, ConsumerSpec, Content, Effects, Kind, NotYet, Origin, Queue, Settings, Slot,
 };
 use crate::routing::QueueId;
+use crate::store::Store;
 
 /// What a queue was declared with.
 #[derive(Clone, Debug, Default)]
@@ -71,6 +73,8 @@ pub(crate) enum Refusal {
     InUse,
     /// A quorum queue with a single active consumer is for that one (RabbitMQ).
     SingleActive,
+    /// The store cannot be read.
+    Unreadable,
 }
 
 /// Why a queue was not deleted.
@@ -109,6 +113,7 @@ struct State {
     /// Deliveries without a consumer, while there is a consumer timeout.
     strays: timing::Strays,
     dead_letters: DeadLetters,
+    loading: storing::Loading,
 }
 
 /// See the module's description.
@@ -121,6 +126,8 @@ pub struct QueueCell {
     may_reject: AtomicBool,
     vhost: Weak<Vhost>,
     services: Arc<Services>,
+    /// Where the messages of a durable queue are kept, if anywhere.
+    store: Option<Arc<Store>>,
     /// Set under the lock; read without it as a hint.
     is_gone: AtomicBool,
     state: Mutex<State>,
@@ -169,8 +176,11 @@ impl QueueCell {
         let settings = Settings::from_arguments(declaration.kind, &declaration.arguments);
         let settings = services.with_defaults(settings);
         let may_reject = AtomicBool::new(settings.rejects_publishes());
+        // An exclusive queue ends with its connection, whatever it was declared as (RabbitMQ).
+        let is_durable = declaration.durable && declaration.owner.is_none();
+        let store = services.store.clone().filter(|_| is_durable);
         let state = State {
-            queue: Queue::new(settings),
+            queue: Queue::with_store(settings, store.is_some()),
             subscribers: Vec::new(),
             exclusive_consumer: None,
             had_consumer: false,
@@ -181,6 +191,7 @@ impl QueueCell {
             deadline: None,
             strays: timing::Strays::default(),
             dead_letters: DeadLetters::default(),
+            loading: storing::Loading::default(),
         };
         Self {
             id,
@@ -189,6 +200,7 @@ impl QueueCell {
             may_reject,
             vhost,
             services,
+            store,
             is_gone: AtomicBool::new(false),
             state: Mutex::new(state),
         }
@@ -391,7 +403,15 @@ impl QueueCell {
             state.used_at = drive.now;
             match state.queue.get(no_ack, drive.now, &mut drive.effects) {
                 Ok(got) => break (state, got),
-                Err(Behind) => self.dispatch(&mut state, &no_content, drive),
+                Err(NotYet::Behind) => self.dispatch(&mut state, &no_content, drive),
+                Err(NotYet::Absent) => {
+                    let wanted = state.queue.wanted_at_once();
+                    drop(state);
+                    if !wanted.is_some_and(|wanted| self.load(wanted, drive)) {
+                        return Err(Refusal::Unreadable);
+                    }
+                    continue;
+                }
             }
             drop(state);
             drive.publish_dead_letters();
@@ -415,10 +435,11 @@ impl QueueCell {
     }
 
     /// Drops all ready messages; returns how many there were.
-    pub(crate) fn purge(&self, drive: &mut Drive) -> u32 {
+    pub(crate) fn purge(self: &Arc<Self>, drive: &mut Drive) -> u32 {
         let mut state = self.lock();
         let count = state.queue.purge(&mut drive.effects);
         state.pacing.release(&mut drive.wakes);
+        self.keep(&mut state, drive);
         self.count_memory(&mut state);
         count as u32
     }
@@ -464,6 +485,7 @@ impl QueueCell {
         let count = state.queue.ready() as u32;
         // Freeing many messages takes a while: that is done when no lock is held.
         drive.deleted.push(std::mem::replace(&mut state.queue, Queue::new(Settings::default())));
+        self.forget_messages(drive);
         self.count_memory(&mut state);
         self.take_in_hand(&mut state, drive);
         self.forget_deadline(&mut state, &mut drive.wakes);
@@ -515,6 +537,7 @@ impl QueueCell {
         #[cfg(debug_assertions)]
         state.queue.check_invariants();
         state.pacing.progress(&state.queue, &mut drive.wakes);
+        self.keep(state, drive);
         self.count_memory(state);
         self.reschedule(state, &mut drive.wakes);
     }
@@ -532,12 +555,9 @@ impl QueueCell {
         }
         if !drive.effects.dead.is_empty() {
             let queue = &state.queue;
-            let dead = drive.effects.dead.iter().map(|dead| {
-                let content = match dead.origin {
-                    Origin::Staged(token) => staged(token),
-                    Origin::Stored(location) => queue.content(location),
-                };
-                (content, dead.reason)
+            let dead = drive.effects.dead.iter().map(|dead| match dead.origin {
+                Origin::Staged(token) => (staged(token), dead.reason, None),
+                Origin::Stored(at) => (queue.content(at), dead.reason, queue.place(at)),
             });
             state.dead_letters.bury(queue.settings(), dead);
         }

@@ -7,14 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::deadlines::Deadlines;
+use super::loads::Loads;
 use super::memory::Memory;
 use crate::queue::Settings;
+use crate::store::Store;
 
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Services {
     pub(crate) memory: Arc<Memory>,
     pub(crate) deadlines: Deadlines,
+    /// Where durable messages and definitions are kept, if anywhere.
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) loads: Loads,
+    queue_memory_bytes: usize,
     next_id: AtomicU64,
     consumer_timeout_ms: Option<u64>,
 }
@@ -23,7 +29,13 @@ impl Services {
     /// `consumer_timeout_ms` is for queues that set none of their own.
     pub(crate) fn new(memory: Arc<Memory>, consumer_timeout_ms: Option<u64>) -> Self {
         let (deadlines, next_id) = (Deadlines::default(), AtomicU64::new(1));
-        Self { memory, deadlines, next_id, consumer_timeout_ms }
+        let (store, loads, queue_memory_bytes) = (None, Loads::default(), 8 * 1024 * 1024);
+        Self { memory, deadlines, store, loads, queue_memory_bytes, next_id, consumer_timeout_ms }
+    }
+
+    /// How much of its messages a queue keeps in memory that the store has, too, in bytes.
+    pub(crate) fn queue_memory(&self) -> usize {
+        self.queue_memory_bytes
     }
 
     /// Services without limits.

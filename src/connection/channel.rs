@@ -28,8 +28,6 @@ pub(super) enum Mode {
 pub(super) struct Confirms {
     /// The number of the last publish.
     pub(super) last: u64,
-    /// All publishes up to this number have been answered.
-    pub(super) answered: u64,
 }
 
 /// A consumer as its channel knows it.

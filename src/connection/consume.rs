@@ -179,6 +179,10 @@ impl Connection {
         let queue = self.vhost().describe_queue(queue.name());
         match refusal {
             Refusal::Gone => AmqpError::new(ReplyCode::NotFound, format!("no {queue}")),
+            Refusal::Unreadable => {
+                let text = format!("messages of {queue} cannot be read from the disk");
+                AmqpError::new(ReplyCode::InternalError, text)
+            }
             Refusal::InUse => {
                 let text = format!("{queue} in exclusive use");
                 AmqpError::new(ReplyCode::AccessRefused, text)

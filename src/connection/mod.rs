@@ -27,7 +27,7 @@ mod unacked;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Poll, Waker};
 
 use crate::broker::{
     Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, Presence, QueueCell, Rights,
@@ -80,6 +80,9 @@ pub enum Next {
     /// The client does not read its replies: wait until they are written, then feed what is left
     /// again.
     AwaitDrain,
+    /// The store does not keep up with what this client and others publish: wait until it has
+    /// room, then feed what is left again.
+    AwaitRoom,
     /// The memory alarm is on and this client publishes: wait until it is cleared, then feed what
     /// is left again.
     AwaitMemory,
@@ -137,6 +140,8 @@ pub struct Connection {
     /// Channels whose publishes in the current batch are to be confirmed.
     confirming: Vec<u16>,
     refusable: Vec<Refusable>,
+    /// Whether the bytes being fed have left anything to the store.
+    has_stored: bool,
     /// Channels whose shared prefetch limit has room again.
     reopening: Vec<u16>,
     /// Reused for taking over deliveries.
@@ -171,6 +176,7 @@ impl Connection {
             receiving: Vec::new(),
             confirming: Vec::new(),
             refusable: Vec::new(),
+            has_stored: false,
             reopening: Vec::new(),
             noted: Vec::new(),
             broker,
@@ -195,6 +201,11 @@ impl Connection {
     /// The gauge whose alarm blocks publishers.
     pub fn memory(&self) -> &Arc<Memory> {
         self.broker.memory()
+    }
+
+    /// Ready when the store has room for what clients publish.
+    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.broker.store().map_or(Poll::Ready(()), |store| store.poll_room(context))
     }
 
     /// Whether the handshake is done and nobody has closed yet.
@@ -223,6 +234,8 @@ impl Connection {
         }
         self.end_closed_channels(worker);
         self.refresh_routes();
+        // What others have left to the store is not this connection's to wait for.
+        worker.drive.take_ticket();
         let (mut consumed, next) = self.take_frames(bytes, worker);
         self.commit(bytes, worker);
         worker.drive.publish_dead_letters();
@@ -231,7 +244,13 @@ impl Connection {
             consumed = bytes.len();
             return Progress { consumed, next: Next::Close { linger_ms } };
         }
-        let next = if self.outbox.is_congested() { Next::AwaitDrain } else { next };
+        let is_store_behind = std::mem::take(&mut self.has_stored)
+            && self.broker.store().is_some_and(|store| store.is_congested());
+        let next = match next {
+            _ if self.outbox.is_congested() => Next::AwaitDrain,
+            Next::Read | Next::Again if is_store_behind => Next::AwaitRoom,
+            next => next,
+        };
         Progress { consumed, next }
     }
 

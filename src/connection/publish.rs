@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::channel::{Confirms, Mode};
+use super::channel::Mode;
 use super::content::{Incoming, Message};
 use super::transaction::{Pending, PendingKept};
 use super::{Connection, Worker};
-use crate::broker::{Drive, QueueCell, Right, Span, Staged};
+use crate::broker::{Answer, Drive, QueueCell, Right, Span, Staged};
 use crate::codec::encode;
 use crate::codec::frame::Frame;
 use crate::codec::hot::{self, Publish};
@@ -347,8 +347,12 @@ impl Connection {
     }
 
     /// Answers the publishes of channels in confirm mode, all of which are complete: queues have
-    /// taken or refused them. Acks are cumulative (specification of RabbitMQ's confirms).
+    /// taken or refused them. What the store was given is confirmed when it is durable.
     pub(super) fn send_confirms(&mut self, worker: &mut Worker) {
+        let ticket = worker.drive.take_ticket();
+        let store = self.broker.store();
+        let store = store.filter(|store| !store.is_durable(ticket));
+        self.has_stored |= store.is_some();
         worker.rejected.sort_unstable();
         let rejected = &worker.rejected;
         let was_rejected = |one: &Refusable| rejected.binary_search(&one.token).is_ok();
@@ -359,24 +363,20 @@ impl Connection {
         }
         let mut guard = self.outbox.lock_for_reply();
         for number in self.confirming.drain(..) {
-            let Some(channel) = &mut self.channels[usize::from(number)] else { continue };
-            let Mode::Confirm(confirms) = &mut channel.mode else { continue };
-            for refused in self.refusable.iter().filter(|one| one.channel == number) {
-                answer_up_to(guard.buffer(), number, confirms, refused.number - 1);
-                encode::put_nack(guard.buffer(), number, refused.number, false);
-                confirms.answered = refused.number;
-            }
-            let last = confirms.last;
-            answer_up_to(guard.buffer(), number, confirms, last);
+            let Some(channel) = &self.channels[usize::from(number)] else { continue };
+            let Mode::Confirm(confirms) = &channel.mode else { continue };
+            let refused = self.refusable.iter().filter(|one| one.channel == number);
+            let refused = refused.map(|refused| refused.number).collect();
+            let answer = Answer { last: confirms.last, refused };
+            guard.answer(number, answer, store.map(|_| ticket));
         }
         self.refusable.clear();
         guard.wake(&mut worker.drive.wakes);
-    }
-}
-
-fn answer_up_to(out: &mut Vec<u8>, number: u16, confirms: &mut Confirms, last: u64) {
-    if last > confirms.answered {
-        encode::put_ack(out, number, last, last > confirms.answered + 1);
-        confirms.answered = last;
+        drop(guard);
+        if let Some(store) = store {
+            let outbox = self.outbox.clone();
+            let done = move |outcome| outbox.answer_stored(ticket, outcome);
+            store.when_durable(ticket, Box::new(done));
+        }
     }
 }

@@ -163,6 +163,7 @@ impl Reader {
                             Next::Read => break,
                             Next::Again => tokio::task::yield_now().await,
                             Next::AwaitDrain => self.until_drained().await,
+                            Next::AwaitRoom => self.until_room().await,
                             Next::AwaitMemory => self.until_memory().await,
                             Next::AwaitLogin => self.until_logged_in().await,
                         }
@@ -241,6 +242,20 @@ impl Reader {
                 return Poll::Ready(());
             }
             outbox.poll_drained(context)
+        })
+        .await;
+        self.connection.liveness().set_reading(true, now());
+    }
+
+    /// Waits until the store has caught up, or the connection is to end.
+    async fn until_room(&self) {
+        let stop = self.stop.clone();
+        self.connection.liveness().set_reading(false, now());
+        std::future::poll_fn(|context| {
+            if stop.poll_asked(context) || stop.take_nudge() {
+                return Poll::Ready(());
+            }
+            self.connection.poll_room(context)
         })
         .await;
         self.connection.liveness().set_reading(true, now());

@@ -3,17 +3,26 @@
 //! Owns the order of messages and the life of segments. Messages that were never delivered are
 //! read in place by a cursor, without an index entry each; messages that came back (requeued)
 //! stand in `returned` under their sequence number, so that they leave again in their original
-//! place. It knows nothing of consumers or limits.
+//! place. In a durable queue the lane also knows what the store is to be told (`durability`), and
+//! segments in the middle may be in the store only (`window`). It knows nothing of consumers or
+//! limits.
 //!
 //! Invariants: every returned sequence is below the cursor's; `first + segments.len() - 1` is the
-//! tail's id; only the tail is appended to; the cursor never rests at the end of a segment that is
-//! not the tail; a segment other than the tail that holds no live record is an empty placeholder.
+//! tail's id; only the tail is appended to, and it is here; the cursor never rests at the end of a
+//! segment that is not the tail; a segment other than the tail that holds no live record is an
+//! empty placeholder; behind the cursor all segments are here, and nobody has the location of a
+//! record after it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use crate::clock::Millis;
 
-use super::segment::{Content, SEGMENT_BYTES, SMALL_SEGMENT_BYTES, Segment};
+use super::durability::Durability;
+use super::records::{Records, Run};
+use super::segment::{
+    Body, Content, RecordHead, SEGMENT_BYTES, SMALL_SEGMENT_BYTES, Segment, Totals,
+};
 
 /// How many emptied segment buffers are kept for reuse by one drive of queues.
 const SPARE_BUFFERS_MAX: usize = 16;
@@ -22,13 +31,23 @@ const SPARE_BUFFERS_MAX: usize = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Seq(pub(crate) u64);
 
-/// Where a record is: its lane, a segment's id and an offset in that.
+/// Where a record is: its lane, a segment's id, an offset in that, and how many sequence numbers
+/// after the segment's first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Location {
     /// The lane's number among those of its queue.
     pub(super) lane: u8,
-    segment: u32,
-    offset: u32,
+    pub(super) segment: u32,
+    pub(super) offset: u32,
+    pub(super) index: u32,
+}
+
+/// What the store knows a message by, and what that message adds to the totals there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(super) lane: u8,
+    pub(super) seq: u64,
+    pub(super) totals: Totals,
 }
 
 /// The first message of a lane, without taking it.
@@ -60,7 +79,7 @@ impl Spares {
         kept.unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
-    fn keep(&mut self, segment: Segment) {
+    pub(super) fn keep(&mut self, segment: Segment) {
         let buffer = segment.into_buffer();
         if buffer.capacity() == SEGMENT_BYTES && self.0.len() < SPARE_BUFFERS_MAX {
             self.0.push(buffer);
@@ -76,37 +95,65 @@ struct ReturnedMessage {
     returns: u32,
 }
 
+/// The first record that the store was not told of.
+#[derive(Clone, Copy, Debug)]
+struct Fresh {
+    segment: u32,
+    offset: u32,
+    seq: u64,
+}
+
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Lane {
-    segments: VecDeque<Segment>,
+    pub(super) segments: VecDeque<Segment>,
     /// The id of `segments[0]`.
     first: u32,
-    cursor: Location,
+    pub(super) cursor: Location,
     /// The sequence number of the message at the cursor.
-    cursor_seq: Seq,
+    pub(super) cursor_seq: Seq,
+    /// The sequence number of the message that comes next.
+    pub(super) next_seq: u64,
     /// Messages at and after the cursor.
-    unread: usize,
+    pub(super) unread: usize,
     returned: BTreeMap<Seq, ReturnedMessage>,
     /// Bytes of segment buffers held.
-    memory: usize,
+    pub(super) memory: usize,
+    /// Bytes of shared bodies that segments hold or have held while they were here.
+    pub(super) large: usize,
+    /// Segments that are not here.
+    pub(super) absent: usize,
+    /// Only where there is a store.
+    pub(super) durability: Option<Box<Durability>>,
+    fresh: Option<Fresh>,
+    /// The segment with the first record that was handed over last.
+    handed: Option<u32>,
+    /// Messages below were delivered before the broker was started.
+    pub(super) delivered_before: u64,
 }
 
 impl Lane {
-    /// An empty lane; `number` is what locations in it carry.
-    pub(crate) fn new(number: u8) -> Self {
+    /// An empty lane; `number` is what locations in it carry, `durable` whether there is a store.
+    pub(crate) fn new(number: u8, durable: bool) -> Self {
         Self {
             segments: VecDeque::from([Segment::default()]),
             first: 0,
-            cursor: Location { lane: number, segment: 0, offset: 0 },
+            cursor: Location { lane: number, segment: 0, offset: 0, index: 0 },
             cursor_seq: Seq(0),
+            next_seq: 0,
             unread: 0,
             returned: BTreeMap::new(),
             memory: 0,
+            large: 0,
+            absent: 0,
+            durability: durable.then(Box::default),
+            fresh: None,
+            handed: None,
+            delivered_before: 0,
         }
     }
 
-    /// Messages that can be taken.
+    /// Messages that can be taken, or could if they were here.
     pub(crate) fn ready(&self) -> usize {
         self.unread + self.returned.len()
     }
@@ -116,27 +163,46 @@ impl Lane {
         self.memory
     }
 
-    /// Appends a message at the tail.
+    /// Appends a message at the tail; `stored` if it is one for the store.
     pub(crate) fn push(
         &mut self,
         content: &Content<'_>,
         expiry: Option<Millis>,
+        stored: bool,
         spares: &mut Spares,
     ) {
         if !self.tail().has_room(content) {
-            let segment = Segment::with_buffer(spares.take(self.next_segment_bytes()));
+            let buffer = spares.take(self.next_segment_bytes());
+            let segment = Segment::with_buffer(buffer, self.next_seq);
             self.memory += segment.capacity();
             self.segments.push_back(segment);
             self.skip_read_segment();
         }
+        let last = self.first.wrapping_add(self.segments.len() as u32 - 1);
         let tail = self.segments.back_mut().expect("a lane has a tail");
+        if stored {
+            if self.fresh.is_none() {
+                let (offset, seq) = (tail.end(), self.next_seq);
+                self.fresh = Some(Fresh { segment: last, offset, seq });
+            }
+            if let Some(durability) = &mut self.durability {
+                let (body_bytes, cost) = (content.body.size() as u64, content.cost().into());
+                durability.totals.include(Totals { count: 1, body_bytes, cost });
+                durability.may_expire |= expiry.is_some();
+                durability.is_changed = true;
+            }
+        }
         let before = tail.capacity();
-        tail.append(content, expiry);
+        tail.append(content, expiry, stored);
         self.memory += tail.capacity() - before;
+        if let Body::Shared(body) = content.body {
+            self.large += body.len();
+        }
+        self.next_seq += 1;
         self.unread += 1;
     }
 
-    /// Takes the first message in order, if any.
+    /// Takes the first message in order, if any is here.
     pub(crate) fn pop(&mut self) -> Option<Taken> {
         if let Some((seq, message)) = self.returned.pop_first() {
             let ReturnedMessage { location, body_len, cost, returns } = message;
@@ -145,17 +211,30 @@ impl Lane {
         if self.unread == 0 {
             return None;
         }
-        let location = self.cursor;
-        let head = self.segments[self.index(location.segment)].head(location.offset);
-        let seq = self.cursor_seq;
+        let mut location = self.cursor;
+        let segment = &self.segments[self.index(location.segment)];
+        if !segment.is_here() {
+            return None;
+        }
+        let head = segment.head(location.offset);
+        let note = segment.note(location.offset);
+        location.index += note.skipped as u32;
+        let seq = Seq(self.cursor_seq.0 + note.skipped);
         self.cursor.offset += head.record_len();
-        self.cursor_seq.0 += 1;
+        self.cursor.index = location.index + 1;
+        self.cursor_seq = Seq(seq.0 + 1);
         self.unread -= 1;
+        if head.stored
+            && let Some(durability) = &mut self.durability
+        {
+            durability.is_changed = true;
+        }
         self.skip_read_segment();
-        Some(Taken { seq, location, body_len: head.body_len, cost: head.cost(), returns: 0 })
+        let (body_len, cost) = (head.body_len, head.cost());
+        Some(Taken { seq, location, body_len, cost, returns: note.returns })
     }
 
-    /// The first message in order.
+    /// The first message in order, if it is here.
     pub(crate) fn peek(&self) -> Option<Head> {
         let location = match self.returned.first_key_value() {
             Some((_, message)) => message.location,
@@ -163,6 +242,9 @@ impl Lane {
             None => self.cursor,
         };
         let segment = &self.segments[self.index(location.segment)];
+        if !segment.is_here() {
+            return None;
+        }
         let head = segment.head(location.offset);
         Some(Head { cost: head.cost(), expiry: segment.expiry(location.offset, &head) })
     }
@@ -172,6 +254,10 @@ impl Lane {
         debug_assert!(message.seq < self.cursor_seq, "only what was taken comes back");
         let returns = message.returns.saturating_add(1);
         let Taken { seq, location, body_len, cost, .. } = message;
+        if self.durability.is_some() && self.head(location).stored {
+            let durability = self.durability.as_mut().expect("asked above");
+            durability.note_return(seq.0, returns);
+        }
         let back = ReturnedMessage { location, body_len, cost, returns };
         let before = self.returned.insert(seq, back);
         debug_assert!(before.is_none(), "a message comes back once");
@@ -182,10 +268,54 @@ impl Lane {
         self.segments[self.index(location.segment)].content(location.offset)
     }
 
+    fn head(&self, location: Location) -> RecordHead {
+        self.segments[self.index(location.segment)].head(location.offset)
+    }
+
+    /// What the store knows the message at `location` by, if it is to know it.
+    pub(super) fn place(&self, location: Location) -> Option<Place> {
+        self.durability.as_ref()?;
+        let head = self.head(location);
+        let (lane, totals) = (location.lane, Totals::from(&head));
+        let first_seq = self.segments[self.index(location.segment)].first_seq;
+        head.stored.then(|| Place { lane, seq: first_seq + u64::from(location.index), totals })
+    }
+
     /// Lets go of a taken message for good.
     pub(crate) fn settle(&mut self, location: Location, spares: &mut Spares) {
         let index = self.index(location.segment);
-        self.segments[index].settle(location.offset);
+        if let Some(durability) = &mut self.durability {
+            let segment = &self.segments[index];
+            let head = segment.head(location.offset);
+            let seq = segment.first_seq + u64::from(location.index);
+            if head.stored {
+                durability.totals.subtract(Totals::from(&head));
+            }
+            durability.settle(seq, seq + 1, head.stored);
+        }
+        self.release_record(index, location.offset, spares);
+    }
+
+    /// Lets go of a taken message whose copy is on its way elsewhere. The store keeps it until
+    /// [`Lane::bury`].
+    pub(super) fn let_die(&mut self, location: Location, spares: &mut Spares) {
+        if self.place(location).is_none() {
+            self.settle(location, spares);
+        } else {
+            self.release_record(self.index(location.segment), location.offset, spares);
+        }
+    }
+
+    /// Lets the store forget a message.
+    pub(super) fn bury(&mut self, place: &Place) {
+        if let Some(durability) = &mut self.durability {
+            durability.totals.subtract(place.totals);
+            durability.settle(place.seq, place.seq + 1, true);
+        }
+    }
+
+    fn release_record(&mut self, index: usize, offset: u32, spares: &mut Spares) {
+        self.segments[index].settle(offset);
         self.release(index, spares);
     }
 
@@ -194,24 +324,65 @@ impl Lane {
         let count = self.ready();
         // Segments after the cursor's hold nothing but unread messages: they go as a whole, so
         // that dropping a long backlog takes no time worth mentioning.
-        let mut dropped = 0;
+        let mut dropped = self.next_seq..self.next_seq;
+        let mut stored = Totals::default();
         while self.segments.len() - 1 > self.index(self.cursor.segment) {
             let segment = self.segments.pop_back().expect("it is not the cursor's");
-            self.memory -= segment.capacity();
-            dropped += u64::from(segment.live);
-            spares.keep(segment);
+            dropped.start = segment.first_seq;
+            stored.include(segment.stored);
+            self.drop_unread(segment, spares);
         }
-        self.unread -= dropped as usize;
+        if !self.tail().is_here() {
+            let segment = Segment::with_buffer(Vec::new(), self.next_seq);
+            let absent = self.segments.pop_back().expect("a lane has a tail");
+            self.segments.push_back(segment);
+            dropped.start = absent.first_seq;
+            stored.include(absent.stored);
+            self.drop_unread(absent, spares);
+            self.enter_segment();
+        }
         while let Some(taken) = self.pop() {
             self.settle(taken.location, spares);
         }
-        self.cursor_seq.0 += dropped;
+        self.move_cursor_to(self.next_seq);
+        self.settle_unread(dropped, stored);
         count
+    }
+
+    /// Frees a segment of unread messages only.
+    fn drop_unread(&mut self, segment: Segment, spares: &mut Spares) {
+        self.memory -= segment.capacity();
+        self.unread -= segment.live as usize;
+        if segment.is_here() {
+            self.large -= segment.shared_bytes;
+            spares.keep(segment);
+        } else {
+            self.absent -= 1;
+        }
+    }
+
+    /// Lets the store forget unread messages that are dropped.
+    pub(super) fn settle_unread(&mut self, range: Range<u64>, stored: Totals) {
+        if let Some(durability) = &mut self.durability
+            && !range.is_empty()
+        {
+            durability.totals.subtract(stored);
+            durability.settle(range.start, range.end, stored.count > 0);
+        }
+    }
+
+    fn move_cursor_to(&mut self, seq: u64) {
+        self.cursor.index += (seq - self.cursor_seq.0) as u32;
+        self.cursor_seq = Seq(seq);
     }
 
     /// The size for one more segment: about as much as already waits, so that a queue that is
     /// never quite empty does not take the memory of a long one.
     fn next_segment_bytes(&self) -> usize {
+        if self.tail().shared_bytes > 0 {
+            // Most of their bytes are elsewhere.
+            return SMALL_SEGMENT_BYTES;
+        }
         if self.index(self.cursor.segment) + 1 < self.segments.len() {
             return SEGMENT_BYTES;
         }
@@ -223,20 +394,28 @@ impl Lane {
         self.segments.back().expect("a lane has a tail")
     }
 
-    fn index(&self, segment: u32) -> usize {
+    pub(super) fn index(&self, segment: u32) -> usize {
         segment.wrapping_sub(self.first) as usize
     }
 
     /// Moves the cursor on when it stands at the end of a segment that is not the tail.
     fn skip_read_segment(&mut self) {
         let index = self.index(self.cursor.segment);
-        let at_end = self.cursor.offset == self.segments[index].end();
+        let segment = &self.segments[index];
+        let at_end = segment.is_here() && self.cursor.offset == segment.end();
         if at_end && index + 1 < self.segments.len() {
             self.cursor.segment = self.cursor.segment.wrapping_add(1);
-            self.cursor.offset = 0;
+            self.enter_segment();
             // Records that were consumed while this was the tail may have been its last.
             self.drop_front();
         }
+    }
+
+    /// Puts the cursor at the beginning of its segment.
+    pub(super) fn enter_segment(&mut self) {
+        self.cursor.offset = 0;
+        self.cursor.index = 0;
+        self.cursor_seq = Seq(self.segments[self.index(self.cursor.segment)].first_seq);
     }
 
     /// Gives a segment's memory back when nothing in it is live and nothing unread.
@@ -249,18 +428,21 @@ impl Lane {
             debug_assert!(index < cursor_index, "unread records are live");
             let segment = std::mem::take(&mut self.segments[index]);
             self.memory -= segment.capacity();
+            self.large -= segment.shared_bytes;
             spares.keep(segment);
             self.drop_front();
         } else if self.unread == 0 {
             debug_assert_eq!(index, cursor_index);
             let tail = &mut self.segments[index];
             self.memory -= tail.capacity();
-            tail.clear();
+            self.large -= tail.shared_bytes;
+            tail.clear(self.next_seq);
             if tail.capacity() > SMALL_SEGMENT_BYTES {
-                spares.keep(std::mem::take(tail));
+                let empty = Segment::with_buffer(Vec::new(), self.next_seq);
+                spares.keep(std::mem::replace(tail, empty));
             }
             self.memory += tail.capacity();
-            self.cursor.offset = 0;
+            self.enter_segment();
         }
     }
 
@@ -272,8 +454,55 @@ impl Lane {
         {
             let segment = self.segments.pop_front().expect("more than one segment");
             self.memory -= segment.capacity();
+            self.large -= segment.shared_bytes;
             self.first = self.first.wrapping_add(1);
         }
+    }
+
+    /// Hands over what the store is to be told. The driver says in which group it will be written
+    /// by [`Lane::handed_over`].
+    pub(super) fn hand_over(&mut self, into: &mut Records) {
+        let Some(fresh) = self.fresh.take() else { return self.hand_over_head(into) };
+        self.handed = Some(fresh.segment);
+        let (first, lane) = (self.index(fresh.segment), self.cursor.lane);
+        let watermark = self.durability.as_ref().map_or(0, |kept| kept.watermark());
+        // A segment that is gone held nothing that is not settled.
+        for index in if first < self.segments.len() { first } else { 0 }..self.segments.len() {
+            let segment = &self.segments[index];
+            if segment.count == 0 || !segment.is_here() {
+                continue;
+            }
+            let is_fresh = index == first && segment.first_seq <= fresh.seq;
+            let (offset, seq) =
+                if is_fresh { (fresh.offset, fresh.seq) } else { (0, segment.first_seq) };
+            let end = self.segments.get(index + 1).map_or(self.next_seq, |next| next.first_seq);
+            if end <= watermark {
+                continue;
+            }
+            if segment.is_stored() && segment.bodies().is_empty() {
+                let start = into.bytes.len();
+                into.bytes.extend_from_slice(segment.records(offset));
+                let (bytes, bodies) = (start..into.bytes.len(), 0..0);
+                into.runs.push(Run { lane, first: seq, last: end - 1, bytes, bodies });
+            } else {
+                put_runs(segment, lane, offset, seq, watermark, into);
+            }
+        }
+        self.hand_over_head(into);
+    }
+
+    fn hand_over_head(&mut self, into: &mut Records) {
+        if let Some(durability) = &mut self.durability {
+            durability.hand_over(self.cursor.lane, self.next_seq, self.cursor_seq.0, into);
+        }
+    }
+
+    /// Notes with which group what was handed over last will be written.
+    pub(super) fn handed_over(&mut self, group: u64) {
+        let Some(handed) = self.handed.take() else { return };
+        let first = self.index(handed);
+        let first = if first < self.segments.len() { first } else { 0 };
+        self.segments.range_mut(first..).for_each(|segment| segment.group = group);
     }
 
     /// Checks the invariants that need a walk; for tests.
@@ -283,10 +512,59 @@ impl Lane {
         assert_eq!(live, self.ready() + unsettled, "each message is ready or unsettled");
         let memory: usize = self.segments.iter().map(Segment::capacity).sum();
         assert_eq!(memory, self.memory, "memory adds up");
+        let large: usize = self.segments.iter().map(|segment| segment.shared_bytes).sum();
+        assert_eq!(large, self.large, "large bodies add up");
         let cursor = self.index(self.cursor.segment);
         assert!(cursor < self.segments.len(), "the cursor is in a segment");
-        assert!(self.cursor.offset <= self.segments[cursor].end());
+        let here = &self.segments[cursor];
+        assert!(self.cursor.offset <= here.end());
+        assert_eq!(here.first_seq + u64::from(self.cursor.index), self.cursor_seq.0);
         assert!(self.returned.keys().all(|seq| *seq < self.cursor_seq));
+        let absent = self.segments.iter().filter(|segment| !segment.is_here()).count();
+        assert_eq!(absent, self.absent);
+        assert!(self.tail().is_here() && self.segments.range(..cursor).all(Segment::is_here));
+        if let Some(durability) = &self.durability {
+            durability.check_invariants();
+        }
+    }
+}
+
+/// Hands over the records for the store among those of a segment, from one on.
+fn put_runs(
+    segment: &Segment,
+    lane: u8,
+    mut offset: u32,
+    mut seq: u64,
+    watermark: u64,
+    into: &mut Records,
+) {
+    let mut open = false;
+    while offset < segment.end() {
+        let head = segment.head(offset);
+        seq += segment.note(offset).skipped;
+        let wanted = head.stored && seq >= watermark;
+        if wanted {
+            let (at, body_at) = (into.bytes.len(), into.bodies.len());
+            if !open {
+                let (bytes, bodies) = (at..at, body_at..body_at);
+                into.runs.push(Run { lane, first: seq, last: seq, bytes, bodies });
+            }
+            let len = head.record_len();
+            into.bytes.extend_from_slice(&segment.records(offset)[..len as usize]);
+            let run = into.runs.last_mut().expect("one is open");
+            if let Some(index) = segment.body_index(offset, &head) {
+                into.bodies.push(segment.bodies()[index].clone());
+                let number = (body_at - run.bodies.start) as u32;
+                let place = into.bytes.len() - 4;
+                into.bytes[place..].copy_from_slice(&number.to_le_bytes());
+            }
+            run.last = seq;
+            run.bytes.end = into.bytes.len();
+            run.bodies.end = into.bodies.len();
+        }
+        open = wanted;
+        offset += head.record_len();
+        seq += 1;
     }
 }
 
@@ -297,7 +575,7 @@ mod tests {
 
     fn push(lane: &mut Lane, spares: &mut Spares, body: &[u8]) {
         let content = Content { address: b"\x00\x01q", header: &[0; 14], body: Body::Inline(body) };
-        lane.push(&content, None, spares);
+        lane.push(&content, None, false, spares);
     }
 
     fn pop(lane: &mut Lane) -> (Taken, Vec<u8>) {
@@ -307,7 +585,7 @@ mod tests {
 
     #[test]
     fn a_returned_message_leaves_in_its_place() {
-        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0, false), Spares::default());
         for n in 0..5u8 {
             push(&mut lane, &mut spares, &[n]);
         }
@@ -322,7 +600,7 @@ mod tests {
 
     #[test]
     fn a_hoarded_message_does_not_pin_what_follows() {
-        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0, false), Spares::default());
         let body = vec![1; 8 * 1024];
         push(&mut lane, &mut spares, &body);
         let (hoarded, _) = pop(&mut lane);
@@ -342,7 +620,7 @@ mod tests {
 
     #[test]
     fn a_lane_that_is_never_empty_stays_small() {
-        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0, false), Spares::default());
         push(&mut lane, &mut spares, b"first");
         for _ in 0..10_000 {
             push(&mut lane, &mut spares, b"next");
@@ -355,7 +633,7 @@ mod tests {
 
     #[test]
     fn an_emptied_lane_keeps_little_memory() {
-        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0, false), Spares::default());
         for _ in 0..100_000 {
             push(&mut lane, &mut spares, b"0123456789abcdef");
         }

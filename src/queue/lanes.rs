@@ -9,9 +9,11 @@
 
 use crate::clock::Millis;
 
-use super::lane::{Head, Lane, Location, Spares, Taken};
-use super::segment::Content;
+use super::lane::{Head, Lane, Location, Place, Spares, Taken};
+use super::records::{LaneHead, Records};
+use super::segment::{Content, Totals};
 use super::settings::{Kind, Settings};
+use super::window::{Loaded, Wanted};
 
 /// Of a quorum queue, so many messages of high priority go before one of normal priority, so that
 /// neither starves (RabbitMQ 4.0).
@@ -40,17 +42,20 @@ pub(super) struct Lanes {
     others: Vec<Option<Box<Lane>>>,
     ready: [u64; 4],
     others_ready: usize,
+    is_durable: bool,
 }
 
 impl Lanes {
-    pub(super) fn new(settings: &Settings) -> Self {
+    /// `is_durable` says whether there is a store for messages.
+    pub(super) fn new(settings: &Settings, is_durable: bool) -> Self {
         let order = match (settings.kind, settings.priority_max) {
             (Kind::Quorum, _) => Order::Shared { in_a_row: 0 },
             (Kind::Classic, None | Some(0)) => Order::Plain,
             (Kind::Classic, Some(max)) => Order::Strict { max },
         };
         let (others, ready) = (Vec::new(), [0; 4]);
-        Self { order, first: Lane::new(0), others, ready, others_ready: 0 }
+        let first = Lane::new(0, is_durable);
+        Self { order, first, others, ready, others_ready: 0, is_durable }
     }
 
     /// Whether priorities of messages are looked at.
@@ -74,6 +79,7 @@ impl Lanes {
         content: &Content<'_>,
         priority: u8,
         expiry: Option<Millis>,
+        stored: bool,
         spares: &mut Spares,
     ) {
         let number = match self.order {
@@ -82,16 +88,114 @@ impl Lanes {
             Order::Shared { .. } => u8::from(priority >= HIGH_MIN),
         };
         if number == 0 {
-            self.first.push(content, expiry, spares);
+            self.first.push(content, expiry, stored, spares);
             return;
         }
-        let index = usize::from(number) - 1;
+        self.open_lane(number).push(content, expiry, stored, spares);
+        self.gained(number);
+    }
+
+    /// The lane of this number, made if there is none.
+    fn open_lane(&mut self, number: u8) -> &mut Lane {
+        let Some(index) = usize::from(number).checked_sub(1) else { return &mut self.first };
         if self.others.len() <= index {
             self.others.resize_with(index + 1, || None);
         }
-        let lane = self.others[index].get_or_insert_with(|| Box::new(Lane::new(number)));
-        lane.push(content, expiry, spares);
-        self.gained(number);
+        let is_durable = self.is_durable;
+        self.others[index].get_or_insert_with(|| Box::new(Lane::new(number, is_durable)))
+    }
+
+    /// Puts messages that are in the store where an empty lane begins.
+    pub(super) fn restore(&mut self, head: &LaneHead) {
+        let lane = self.open_lane(head.lane);
+        lane.restore(head);
+        let ready = lane.ready();
+        if head.lane > 0 && ready > 0 {
+            self.others_ready += ready;
+            self.ready[usize::from(head.lane / 64)] |= 1 << (head.lane % 64);
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.first).chain(self.others.iter().flatten().map(|lane| &**lane))
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
+        let others = self.others.iter_mut().flatten().map(|lane| &mut **lane);
+        std::iter::once(&mut self.first).chain(others)
+    }
+
+    /// Hands over what the store is to be told.
+    pub(super) fn hand_over(&mut self, into: &mut Records) {
+        self.all_mut().for_each(|lane| lane.hand_over(into));
+    }
+
+    /// Notes with which group what was handed over last will be written.
+    pub(super) fn handed_over(&mut self, group: u64) {
+        self.all_mut().for_each(|lane| lane.handed_over(group));
+    }
+
+    /// See [`Lane::place`].
+    pub(super) fn place(&self, location: Location) -> Option<Place> {
+        self.lane(location.lane).place(location)
+    }
+
+    /// See [`Lane::let_die`].
+    pub(super) fn let_die(&mut self, location: Location, spares: &mut Spares) {
+        self.lane_mut(location.lane).let_die(location, spares);
+    }
+
+    /// See [`Lane::bury`].
+    pub(super) fn bury(&mut self, place: &Place) {
+        self.lane_mut(place.lane).bury(place);
+    }
+
+    /// Whether the next message is not here.
+    pub(super) fn is_head_absent(&self) -> bool {
+        self.lane(self.next()).is_head_absent()
+    }
+
+    /// Bytes of memory that messages take, large bodies included.
+    pub(super) fn resident(&self) -> usize {
+        self.all().map(Lane::resident).sum()
+    }
+
+    /// What is to be read from the store: what comes next, if less than `ahead` bytes are here
+    /// before it; otherwise the first messages of a lane whose messages may expire.
+    pub(super) fn wanted(&self, ahead: Option<usize>) -> Option<Wanted> {
+        let next = ahead.and_then(|ahead| self.lane(self.next()).wanted(ahead));
+        next.or_else(|| {
+            let hides_expiry = |lane: &&Lane| lane.is_head_absent() && lane.may_expire();
+            self.all().find(hides_expiry).and_then(|lane| lane.wanted(1))
+        })
+    }
+
+    /// See [`Lane::install`].
+    pub(super) fn install(&mut self, loaded: Loaded) -> Totals {
+        let number = loaded.lane();
+        let lane = self.lane_mut(number);
+        let before = lane.ready();
+        let lost = lane.install(loaded);
+        let ready = lane.ready();
+        if number > 0 {
+            self.others_ready -= before - ready;
+            if ready == 0 {
+                self.ready[usize::from(number / 64)] &= !(1 << (number % 64));
+            }
+        }
+        lost
+    }
+
+    /// Lets go of what the store has, too, until no more than `target` bytes are taken by each
+    /// lane; see [`Lane::evict`].
+    pub(super) fn evict(
+        &mut self,
+        head: usize,
+        target: usize,
+        is_written: &impl Fn(u64) -> bool,
+        spares: &mut Spares,
+    ) {
+        self.all_mut().for_each(|lane| lane.evict(head, target, is_written, spares));
     }
 
     /// The first message in the order of delivery.

@@ -19,15 +19,16 @@ mod arguments;
 mod consumers;
 mod dedup;
 mod duplicates;
+mod durability;
 mod effects;
 mod expiry;
 mod lane;
 mod lanes;
-#[allow(dead_code, unused_imports)]
 mod records;
 mod segment;
 mod settings;
 mod unacked;
+mod window;
 
 #[cfg(test)]
 mod model_tests;
@@ -37,13 +38,14 @@ pub(crate) use consumers::{ConsumerKey, ConsumerSpec, Gate, Pass};
 pub(crate) use dedup::Dedup;
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;
-#[allow(unused_imports)]
+pub(crate) use lane::Place;
 pub(crate) use records::{LaneHead, Mark, Records, Run, record_len};
 pub use segment::{Body, Content, SHARED_BODY_MIN};
 pub(crate) use settings::{Kind, Overflow, Settings};
 pub(crate) use unacked::Slot;
 #[cfg(test)]
 pub(crate) use unacked::test_slot;
+pub(crate) use window::{Loaded, StoredRun, Wanted};
 
 use consumers::Consumers;
 use duplicates::Duplicates;
@@ -69,9 +71,17 @@ const DEAD_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Unsettled deliveries are looked through for overdue ones at most this often (milliseconds).
 const OVERDUE_LOOK_MS: u64 = 100;
 
-/// More has expired than one drive may take out.
+/// So much is here at least of what is delivered next, while consumers take it (bytes).
+const READ_AHEAD_BYTES: usize = if cfg!(test) { 2048 } else { 1024 * 1024 };
+
+/// Why no message can be taken yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Behind;
+pub(crate) enum NotYet {
+    /// More has expired than one drive may take out.
+    Behind,
+    /// The next message is in the store only: see [`Queue::wanted`].
+    Absent,
+}
 
 /// See the module's description.
 #[derive(Debug)]
@@ -88,13 +98,23 @@ pub(crate) struct Queue {
     overdue_look: Option<Millis>,
     /// More is to be dropped than one drive may.
     is_behind: bool,
+    /// There is a store for its messages.
+    is_durable: bool,
     duplicates: Option<Duplicates>,
 }
 
 impl Queue {
+    /// An empty queue, whose messages last as long as it does.
     pub(crate) fn new(settings: Settings) -> Self {
+        Self::with_store(settings, false)
+    }
+
+    /// An empty queue. If it is durable, its driver hands over to a store what
+    /// [`Queue::hand_over`] says.
+    pub(crate) fn with_store(settings: Settings, is_durable: bool) -> Self {
         Self {
-            lanes: Lanes::new(&settings),
+            lanes: Lanes::new(&settings, is_durable),
+            is_durable,
             unacked: Unacked::default(),
             consumers: Consumers::new(settings.single_active_consumer),
             ready_bytes: 0,
@@ -202,7 +222,9 @@ impl Queue {
             false => 0,
         };
         let expiry = self.expiry(&properties, now);
-        self.lanes.push(content, priority, expiry, &mut effects.spares);
+        let stored =
+            self.is_durable && (properties.is_persistent() || self.settings.kind == Kind::Quorum);
+        self.lanes.push(content, priority, expiry, stored, &mut effects.spares);
         self.ready_bytes += body_len;
         self.ready_cost += u64::from(content.cost());
         if limited {
@@ -236,8 +258,9 @@ impl Queue {
                 self.is_behind = true;
                 return;
             }
+            // What is not here is dropped when it is.
+            let Some(head) = self.take() else { return };
             effects.drops += 1;
-            let head = self.take().expect("a limit is exceeded by something");
             self.discard(head, Reason::MaxLength, effects);
         }
     }
@@ -325,18 +348,34 @@ impl Queue {
         effects.deliveries.clear();
         for index in 0..effects.dead.len() {
             if let Origin::Stored(location) = effects.dead[index].origin {
-                self.let_go(location, effects);
+                self.tell_duplicates(location);
+                self.lanes.let_die(location, &mut effects.spares);
             }
         }
         effects.dead.clear();
     }
 
+    /// What the store knows a message by, whose origin is here, if it knows it. Of a dead letter it
+    /// keeps the message until [`Queue::bury`].
+    pub(crate) fn place(&self, location: Location) -> Option<Place> {
+        self.lanes.place(location)
+    }
+
+    /// Lets the store forget dead letters, now that it has their copies.
+    pub(crate) fn bury(&mut self, dead: &[Place]) {
+        dead.iter().for_each(|place| self.lanes.bury(place));
+    }
+
     /// Lets go of a message that was taken, for good.
     fn let_go(&mut self, location: Location, effects: &mut Effects) {
+        self.tell_duplicates(location);
+        self.lanes.settle(location, &mut effects.spares);
+    }
+
+    fn tell_duplicates(&mut self, location: Location) {
         if let Some(duplicates) = &mut self.duplicates {
             duplicates.left(self.lanes.content(location).header);
         }
-        self.lanes.settle(location, &mut effects.spares);
     }
 
     /// The content of a message whose origin is here.
@@ -348,23 +387,25 @@ impl Queue {
     /// then calls [`Queue::finish_get`].
     ///
     /// # Errors
-    /// When so much has expired before it that it takes another drive.
+    /// See [`NotYet`].
     pub(crate) fn get(
         &mut self,
         no_ack: bool,
         now: Millis,
         effects: &mut Effects,
-    ) -> Result<Option<Got>, Behind> {
+    ) -> Result<Option<Got>, NotYet> {
         let has_expired = |head: Head| head.expiry.is_some_and(|expiry| expiry <= now);
         while self.lanes.peek().is_some_and(has_expired) {
             if !effects.may_expire_more() {
-                return Err(Behind);
+                return Err(NotYet::Behind);
             }
             effects.expiries += 1;
             let message = self.take().expect("peeked above");
             self.discard(message, Reason::Expired, effects);
         }
-        let Some(message) = self.take() else { return Ok(None) };
+        let Some(message) = self.take() else {
+            return if self.ready() > 0 { Err(NotYet::Absent) } else { Ok(None) };
+        };
         let slot = (!no_ack).then(|| self.hold(message, None, now));
         Ok(Some(Got { location: message.location, slot, returns: message.returns }))
     }
@@ -501,7 +542,8 @@ impl Queue {
         };
         self.lanes.check_invariants(in_lane);
         self.consumers.check_invariants();
-        assert!(self.is_behind || !self.settings.are_exceeded(self.ready(), self.ready_bytes));
+        let may_exceed = self.is_behind || self.lanes.is_head_absent();
+        assert!(may_exceed || !self.settings.are_exceeded(self.ready(), self.ready_bytes));
         assert!(self.ready() > 0 || (self.ready_bytes == 0 && self.ready_cost == 0));
     }
 }

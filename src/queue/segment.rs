@@ -4,10 +4,15 @@
 //! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and
 //! routing key | content header payload | body`, all as they came off the wire. Bodies of
 //! [`SHARED_BODY_MIN`] bytes and more stay outside as shared [`Bytes`], one copy for all queues
-//! that a message was routed to.
+//! that a message was routed to. Runs of records go to the store as they are (see `records`), so
+//! a change of their layout is a change of the store's format.
+//!
+//! A segment may be absent: its messages are elsewhere, and only their numbers are here.
 //!
 //! Invariant: `live` is the number of records that are neither consumed nor settled; a segment
 //! whose `live` is zero holds nothing that anyone may still ask for.
+
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
@@ -23,6 +28,9 @@ pub(super) const SMALL_SEGMENT_BYTES: usize = 16 * 1024;
 /// Further segments have this capacity (bytes); a larger record gets a segment of its own.
 pub(super) const SEGMENT_BYTES: usize = 256 * 1024;
 
+/// A segment takes no more records when so many bytes of large bodies belong to it.
+pub(super) const SHARED_BYTES_MAX: usize = 1024 * 1024;
+
 /// Bytes of a record's head: body length and a flag (u32), then address length, header length and
 /// a flag (u32).
 const HEAD_BYTES: usize = 8;
@@ -33,6 +41,8 @@ const HEADER_BITS: u32 = 21;
 const SHARED_FLAG: u32 = 1 << 31;
 /// Beside the body length, which is at most 512 MiB.
 const EXPIRES_FLAG: u32 = 1 << 31;
+const STORED_FLAG: u32 = 1 << 30;
+const BODY_LEN_MASK: u32 = !(EXPIRES_FLAG | STORED_FLAG);
 const EXPIRY_BYTES: usize = 8;
 
 /// The body of a message: a slice of a segment or read buffer, or a shared large one.
@@ -89,6 +99,8 @@ pub(super) struct RecordHead {
     pub(super) body_len: u32,
     pub(super) address_len: u32,
     pub(super) header_len: u32,
+    /// The message is one for the store.
+    pub(super) stored: bool,
     shared: bool,
     expires: bool,
 }
@@ -97,7 +109,8 @@ impl RecordHead {
     /// The head that these two words say.
     fn of(body: u32, sizes: u32) -> Self {
         Self {
-            body_len: body & !EXPIRES_FLAG,
+            body_len: body & BODY_LEN_MASK,
+            stored: body & STORED_FLAG != 0,
             address_len: sizes & ((1 << ADDRESS_BITS) - 1),
             header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
             shared: sizes & SHARED_FLAG != 0,
@@ -122,19 +135,121 @@ impl RecordHead {
     }
 }
 
+/// Messages of the store, summed up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) count: u64,
+    pub(super) body_bytes: u64,
+    /// See [`Content::cost`].
+    pub(super) cost: u64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, head: &RecordHead) {
+        self.count += 1;
+        self.body_bytes += u64::from(head.body_len);
+        self.cost += u64::from(head.cost());
+    }
+
+    pub(super) fn subtract(&mut self, other: Self) {
+        self.count -= other.count;
+        self.body_bytes -= other.body_bytes;
+        self.cost -= other.cost;
+    }
+
+    pub(super) fn include(&mut self, other: Self) {
+        self.count += other.count;
+        self.body_bytes += other.body_bytes;
+        self.cost += other.cost;
+    }
+}
+
+impl From<&RecordHead> for Totals {
+    fn from(head: &RecordHead) -> Self {
+        let mut one = Self::default();
+        one.add(head);
+        one
+    }
+}
+
+/// Where the records of a segment are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Residence {
+    #[default]
+    Here,
+    /// In the store, where further ones may be that are settled.
+    InStore,
+    /// In a file of its own, as a whole.
+    Spilled(u64),
+}
+
+/// What is special about a message that was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Note {
+    /// Sequence numbers before it that are missing.
+    pub(super) skipped: u64,
+    /// How often it came back before.
+    pub(super) returns: u32,
+}
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     bytes: Vec<u8>,
     shared: Vec<Bytes>,
+    /// Bytes of the shared bodies that were added.
+    pub(super) shared_bytes: usize,
     pub(super) live: u32,
+    /// Records that were added.
+    pub(super) count: u32,
+    /// The sequence number of the first record.
+    pub(super) first_seq: u64,
+    /// The records for the store that were added.
+    pub(super) stored: Totals,
+    /// By offset.
+    pub(super) notes: BTreeMap<u32, Note>,
+    /// With which of the store's groups the records were handed over last.
+    pub(super) group: u64,
+    pub(super) residence: Residence,
 }
 
 impl Segment {
     /// A segment in an empty buffer, whose capacity is its size.
-    pub(super) fn with_buffer(bytes: Vec<u8>) -> Self {
+    pub(super) fn with_buffer(bytes: Vec<u8>, first_seq: u64) -> Self {
         debug_assert!(bytes.is_empty(), "a spare buffer is empty");
-        Self { bytes, shared: Vec::new(), live: 0 }
+        Self { bytes, first_seq, ..Self::default() }
+    }
+
+    /// A stand-in for `totals` messages in the store, from `first_seq` on.
+    pub(super) fn in_store(first_seq: u64, stored: Totals) -> Self {
+        let residence = Residence::InStore;
+        Self { live: stored.count as u32, first_seq, stored, residence, ..Self::default() }
+    }
+
+    /// Whether the records are here.
+    pub(super) fn is_here(&self) -> bool {
+        self.residence == Residence::Here
+    }
+
+    /// Whether all records are for the store.
+    pub(super) fn is_stored(&self) -> bool {
+        self.stored.count == u64::from(self.count)
+    }
+
+    /// The records as they stand, from one on.
+    pub(super) fn records(&self, from: u32) -> &[u8] {
+        &self.bytes[from as usize..]
+    }
+
+    /// The bodies that records refer to.
+    pub(super) fn bodies(&self) -> &[Bytes] {
+        &self.shared
+    }
+
+    /// The number of the body that the record at `offset`, whose head this is, refers to.
+    pub(super) fn body_index(&self, offset: u32, head: &RecordHead) -> Option<usize> {
+        let at = offset + head.head_len() + head.address_len + head.header_len;
+        head.shared.then(|| self.shared_index(at as usize))
     }
 
     /// Where the next record would go; equal to the offset after the last record.
@@ -151,19 +266,26 @@ impl Segment {
     /// its buffer was to begin with; an empty one takes any record.
     pub(super) fn has_room(&self, content: &Content<'_>) -> bool {
         let limit = self.bytes.capacity().max(SMALL_SEGMENT_BYTES);
-        self.bytes.is_empty() || self.bytes.len() + record_len_max(content) <= limit
+        let has_room = self.bytes.len() + record_len_max(content) <= limit;
+        self.bytes.is_empty() || (has_room && self.shared_bytes < SHARED_BYTES_MAX)
     }
 
-    /// Appends a record and counts it as live.
-    pub(super) fn append(&mut self, content: &Content<'_>, expiry: Option<Millis>) {
+    /// Appends a record and counts it as live; `stored` if it is one for the store.
+    pub(super) fn append(&mut self, content: &Content<'_>, expiry: Option<Millis>, stored: bool) {
         debug_assert!(content.address.len() < 1 << ADDRESS_BITS, "two short strings");
         debug_assert!(content.header.len() < 1 << HEADER_BITS, "bounded by frame_max");
         let sizes = content.address.len() as u32 | (content.header.len() as u32) << ADDRESS_BITS;
-        debug_assert!(content.body.size() < EXPIRES_FLAG as usize, "bounded by the configuration");
-        let expires = if expiry.is_some() { EXPIRES_FLAG } else { 0 };
+        debug_assert!(content.body.size() < STORED_FLAG as usize, "bounded by the configuration");
+        let mut flags = if expiry.is_some() { EXPIRES_FLAG } else { 0 };
+        if stored {
+            flags |= STORED_FLAG;
+            self.stored.count += 1;
+            self.stored.body_bytes += content.body.size() as u64;
+            self.stored.cost += u64::from(content.cost());
+        }
         let shared = if matches!(content.body, Body::Shared(_)) { SHARED_FLAG } else { 0 };
         self.bytes.reserve(record_len_max(content));
-        self.bytes.extend_from_slice(&(content.body.size() as u32 | expires).to_le_bytes());
+        self.bytes.extend_from_slice(&(content.body.size() as u32 | flags).to_le_bytes());
         self.bytes.extend_from_slice(&(sizes | shared).to_le_bytes());
         if let Some(Millis(at)) = expiry {
             self.bytes.extend_from_slice(&at.to_le_bytes());
@@ -175,9 +297,53 @@ impl Segment {
             Body::Shared(body) => {
                 self.bytes.extend_from_slice(&(self.shared.len() as u32).to_le_bytes());
                 self.shared.push(body.clone());
+                self.shared_bytes += body.len();
             }
         }
         self.live += 1;
+        self.count += 1;
+    }
+
+    /// Appends a record of a run, as it stands there, with the bodies of that run.
+    ///
+    /// # Errors
+    /// When it refers to a body that is not there.
+    pub(super) fn append_stored(
+        &mut self,
+        record: &[u8],
+        bodies: &[Bytes],
+        note: Note,
+    ) -> Option<()> {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(record);
+        let head = self.head(at as u32);
+        if let Some(index) = self.body_index(at as u32, &head) {
+            let Some(body) = bodies.get(index).filter(|body| body.len() == head.body_len as usize)
+            else {
+                self.bytes.truncate(at);
+                return None;
+            };
+            let place = at + (head.head_len() + head.address_len + head.header_len) as usize;
+            let own = (self.shared.len() as u32).to_le_bytes();
+            self.bytes[place..place + 4].copy_from_slice(&own);
+            self.shared.push(body.clone());
+            self.shared_bytes += body.len();
+        }
+        if note != Note::default() {
+            self.notes.insert(at as u32, note);
+        }
+        self.stored.add(&head);
+        self.live += 1;
+        self.count += 1;
+        Some(())
+    }
+
+    /// What is special about the record at `offset`.
+    pub(super) fn note(&self, offset: u32) -> Note {
+        if self.notes.is_empty() {
+            return Note::default();
+        }
+        self.notes.get(&offset).copied().unwrap_or_default()
     }
 
     /// The head of the record at `offset`.
@@ -231,11 +397,13 @@ impl Segment {
         }
     }
 
-    /// Forgets all records and keeps the buffer. Only when none is live.
-    pub(super) fn clear(&mut self) {
+    /// Forgets all records and keeps the buffer. Only when none is live. What comes next begins
+    /// with `first_seq`.
+    pub(super) fn clear(&mut self, first_seq: u64) {
         debug_assert_eq!(self.live, 0, "a live record would be lost");
-        self.bytes.clear();
-        self.shared = Vec::new();
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        *self = Self::with_buffer(bytes, first_seq);
     }
 
     /// The emptied buffer, for another segment.
@@ -278,9 +446,9 @@ mod tests {
         let mut segment = Segment::default();
         let small = Content { address: b"\x00\x01q", header: b"header", body: Body::Inline(b"hi") };
         let shared = Content { address: b"\x00\x01r", header: b"h2", body: Body::Shared(&large) };
-        segment.append(&small, Some(Millis(7)));
+        segment.append(&small, Some(Millis(7)), true);
         let second = segment.end();
-        segment.append(&shared, None);
+        segment.append(&shared, None, false);
         let head = segment.head(0);
         assert_eq!(head.record_len(), second);
         assert_eq!(segment.expiry(0, &head), Some(Millis(7)));
@@ -298,7 +466,7 @@ mod tests {
         let large = Bytes::from(vec![7; SHARED_BODY_MIN]);
         let mut segment = Segment::default();
         let content = Content { address: b"\x00\x00", header: b"", body: Body::Shared(&large) };
-        segment.append(&content, None);
+        segment.append(&content, None, false);
         assert!(!large.is_unique());
         segment.settle(0);
         assert!(large.is_unique());

@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn a_stale_slot_is_refused() {
-        let (mut lane, mut spares) = (Lane::new(0), Spares::default());
+        let (mut lane, mut spares) = (Lane::new(0, false), Spares::default());
         let content = Content { address: b"\x00\x00", header: b"", body: Body::Inline(b"") };
-        lane.push(&content, None, &mut spares);
-        lane.push(&content, None, &mut spares);
+        lane.push(&content, None, false, &mut spares);
+        lane.push(&content, None, false, &mut spares);
         let mut unacked = Unacked::default();
         let first = lane.pop().expect("two messages");
         let slot = unacked.insert(Unsettled { message: first, consumer: None, since: Millis(0) });

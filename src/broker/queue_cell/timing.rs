@@ -88,7 +88,8 @@ impl QueueCell {
         let has_left = !state.dead_letters.is_empty() && !state.dead_letters.in_hand;
         let at_once = has_left.then(Millis::default);
         let due = state.queue.next_deadline().into_iter().chain(state.expires_at());
-        let next = due.chain(at_once).chain(state.dead_letters.next_retry()).min();
+        let retries = state.dead_letters.next_retry().into_iter().chain(state.loading.retry_at);
+        let next = due.chain(at_once).chain(retries).min();
         let Some(next) = next else { return };
         if state.gone || state.deadline.is_some_and(|at| at <= next) {
             return;

@@ -15,7 +15,7 @@ use crate::clock::Millis;
 use crate::codec::properties::{CONTENT_TYPE, EXPIRATION, MESSAGE_ID, PRIORITY, is_well_formed};
 use crate::queue::segment::SMALL_SEGMENT_BYTES;
 use crate::queue::{
-    Behind, Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Origin, Overdue,
+    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, NotYet, Origin, Overdue,
     Pass, Queue, SHARED_BODY_MIN, Settings, Slot,
 };
 
@@ -456,7 +456,8 @@ impl Driver {
         let got = loop {
             match self.queue.get(no_ack, self.now, &mut self.effects) {
                 Ok(got) => break got?,
-                Err(Behind) => self.hand_over(0, out),
+                Err(NotYet::Behind) => self.hand_over(0, out),
+                Err(NotYet::Absent) => unreachable!("there is no store"),
             }
             self.effects.end_drive();
         };

@@ -1,0 +1,115 @@
+//! The traffic between a durable queue and the store.
+//!
+//! Owns the handing over of what each drive leaves, while the queue is locked, so that the order in
+//! the store is the queue's; the queue's window of memory; and the reading of what is to come into
+//! it, which takes place without the lock. It must not wait for the disk under the lock.
+
+use std::sync::Arc;
+
+use super::{QueueCell, State, no_content};
+use crate::broker::drive::Drive;
+use crate::clock::Millis;
+use crate::queue::{LaneHead, Loaded, Place, Wanted};
+
+/// So much is read at once (bytes).
+const LOAD_BYTES: usize = 512 * 1024;
+
+/// After this many milliseconds, what could not be read is tried again.
+const RETRY_MS: u64 = 1000;
+
+/// Whether messages are being read from the store.
+#[derive(Debug, Default)]
+pub(super) struct Loading {
+    is_under_way: bool,
+    /// Not before: reading has failed.
+    pub(super) retry_at: Option<Millis>,
+}
+
+impl QueueCell {
+    /// Hands over what this drive leaves to the store, lets go of what need not be in memory, and
+    /// asks for what is needed there. Ends a drive.
+    pub(super) fn keep(self: &Arc<Self>, state: &mut State, drive: &mut Drive) {
+        let Some(store) = &self.store else { return };
+        state.queue.hand_over(&mut drive.records);
+        if !drive.records.is_empty() && !state.gone {
+            let ticket = store.submit(self.id.0, &mut drive.records);
+            state.queue.handed_over(ticket.number());
+            drive.await_store(ticket);
+        }
+        drive.records.clear();
+        let is_written = |group| store.is_written_up_to(group);
+        state.queue.evict(self.services.queue_memory(), &is_written, &mut drive.effects);
+        let is_due = state.loading.retry_at.is_none_or(|at| at <= drive.now);
+        if !state.loading.is_under_way && is_due && !state.gone && state.queue.wanted().is_some() {
+            state.loading = Loading { is_under_way: true, retry_at: None };
+            self.services.loads.ask(self.clone());
+        }
+    }
+
+    /// Reads what the queue wants, which takes a while; then delivers.
+    pub(crate) fn load_wanted(self: &Arc<Self>, drive: &mut Drive) {
+        let wanted = self.lock().queue.wanted();
+        let is_read = wanted.is_none_or(|wanted| self.load(wanted, drive));
+        let mut state = self.lock();
+        let state = &mut *state;
+        let retry_at = (!is_read).then_some(Millis(drive.now.0 + RETRY_MS));
+        state.loading = Loading { is_under_way: false, retry_at };
+        self.dispatch(state, &no_content, drive);
+    }
+
+    /// Reads messages from the store into the queue; `false` when that fails. The queue is not
+    /// locked meanwhile.
+    pub(super) fn load(self: &Arc<Self>, wanted: Wanted, drive: &mut Drive) -> bool {
+        let Some(store) = &self.store else { return false };
+        let chunk = match store.read(self.id.0, wanted.lane, wanted.from, LOAD_BYTES) {
+            Ok(chunk) => chunk,
+            Err(error) => {
+                let queue = self.name();
+                tracing::error!(queue, "messages cannot be read from the store: {error}");
+                return false;
+            }
+        };
+        let loaded = Loaded::build(wanted, chunk.end, &chunk.runs, &chunk.marks);
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.gone {
+            return true;
+        }
+        let lost = state.queue.install(loaded);
+        if lost > 0 {
+            let queue = self.name();
+            tracing::error!(queue, lost, "the store has lost messages of this queue");
+        }
+        self.keep(state, drive);
+        self.count_memory(state);
+        true
+    }
+
+    /// Makes a queue that was just made hold what the store has of it.
+    pub(crate) fn restore(self: &Arc<Self>, heads: &[LaneHead], drive: &mut Drive) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.queue.restore(heads);
+        self.dispatch(state, &no_content, drive);
+    }
+
+    /// The queue is deleted with its messages.
+    pub(super) fn forget_messages(&self, drive: &mut Drive) {
+        if let Some(store) = &self.store {
+            drive.await_store(store.forget_queue(self.id.0));
+        }
+    }
+
+    /// Lets the store forget dead letters whose copies it has by now.
+    pub(in crate::broker) fn bury(self: &Arc<Self>, dead: &[Place], drive: &mut Drive) {
+        if dead.is_empty() {
+            return;
+        }
+        let mut state = self.lock();
+        let state = &mut *state;
+        if !state.gone {
+            state.queue.bury(dead);
+            self.keep(state, drive);
+        }
+    }
+}

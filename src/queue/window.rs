@@ -1,0 +1,364 @@
+//! The window of a lane: what is in memory of messages that the store has, too.
+//!
+//! Owns which segments go when there is too much, and how they come back. A head part, which is
+//! delivered next, and the tail stay here; between them only the store has the messages. What is
+//! read from the disk is made into segments without the queue's lock ([`Loaded::build`]).
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::durability::Durability;
+use super::lane::{Lane, Spares};
+use super::records::{LaneHead, Mark, Records, record_len};
+use super::segment::{
+    Note, Residence, SEGMENT_BYTES, SHARED_BYTES_MAX, SMALL_SEGMENT_BYTES, Segment, Totals,
+};
+use super::{Effects, Queue, READ_AHEAD_BYTES};
+
+/// Messages that a lane wants to have here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    pub(crate) lane: u8,
+    /// The sequence number from which on.
+    pub(crate) from: u64,
+    /// The sequence number of the first message after them that is not wanted.
+    pub(crate) until: u64,
+    /// Those below were delivered before, whatever else is known of them.
+    delivered_before: u64,
+}
+
+/// A run of messages as the store gives it back.
+#[derive(Clone, Debug)]
+pub(crate) struct StoredRun {
+    /// The first message's sequence number.
+    pub(crate) first: u64,
+    /// The last message's.
+    pub(crate) last: u64,
+    /// The records, back to back.
+    pub(crate) bytes: Vec<u8>,
+    /// The bodies that the records refer to by number.
+    pub(crate) bodies: Vec<Bytes>,
+}
+
+/// Messages that were read from the store.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    wanted: Wanted,
+    /// Everything from `wanted.from` on and before this that is not here is settled or lost.
+    end: u64,
+    segments: Vec<Segment>,
+    /// Sequence numbers that are missing, as ranges.
+    gaps: Vec<(u64, u64)>,
+}
+
+impl Loaded {
+    /// The lane that it is for.
+    pub(super) fn lane(&self) -> u8 {
+        self.wanted.lane
+    }
+
+    /// Makes segments of what the store had from `wanted.from` on and before `end`: `runs` in
+    /// order, with the marks that touch them.
+    pub(crate) fn build(wanted: Wanted, end: u64, runs: &[StoredRun], marks: &[Mark]) -> Self {
+        let end = end.min(wanted.until);
+        let mut loaded = Self { wanted, end, segments: Vec::new(), gaps: Vec::new() };
+        let marks = Marks::new(marks);
+        let mut next = wanted.from;
+        let mut left = runs.iter().map(|run| run.bytes.len()).sum::<usize>();
+        for run in runs {
+            let mut rest = &run.bytes[..];
+            let mut seq = run.first;
+            while seq < end
+                && let Some(len) = record_len(rest)
+            {
+                let (record, after) = rest.split_at(len);
+                rest = after;
+                if seq >= next && !marks.have_settled(seq) {
+                    let returns = marks.returns(seq).max(u32::from(seq < wanted.delivered_before));
+                    loaded.make_room(record.len(), seq, left);
+                    loaded.add(record, &run.bodies, seq, returns, &mut next);
+                }
+                left -= len;
+                seq += 1;
+            }
+        }
+        loaded.gaps.extend((next < end).then_some((next, end)));
+        loaded
+    }
+
+    /// Makes sure that the last segment can take a record; `left` is how many bytes are to come.
+    fn make_room(&mut self, record_len: usize, seq: u64, left: usize) {
+        let has_room = |last: &Segment| {
+            last.end() as usize + record_len <= SEGMENT_BYTES
+                && last.shared_bytes < SHARED_BYTES_MAX
+                && seq - last.first_seq < u64::from(u32::MAX)
+        };
+        if !self.segments.last().is_some_and(has_room) {
+            let size = left.clamp(SMALL_SEGMENT_BYTES, SEGMENT_BYTES).max(record_len);
+            self.segments.push(Segment::with_buffer(Vec::with_capacity(size), seq));
+        }
+    }
+
+    fn add(&mut self, record: &[u8], bodies: &[Bytes], seq: u64, returns: u32, next: &mut u64) {
+        let segment = self.segments.last_mut().expect("there is room");
+        let missing = (*next, seq);
+        let is_first = segment.count == 0;
+        let skipped = if is_first { 0 } else { seq - missing.0 };
+        if segment.append_stored(record, bodies, Note { skipped, returns }).is_some() {
+            self.gaps.extend((missing.0 < seq).then_some(missing));
+            *next = seq + 1;
+        } else if is_first {
+            // Its body is lost: so is the message.
+            self.segments.pop();
+        }
+    }
+}
+
+/// Marks, to be asked for each message.
+struct Marks {
+    /// Ranges that do not overlap, in order.
+    settled: Vec<(u64, u64)>,
+    returned: BTreeMap<u64, u32>,
+}
+
+impl Marks {
+    fn new(marks: &[Mark]) -> Self {
+        let mut ranges = Vec::new();
+        let mut returned = BTreeMap::new();
+        for mark in marks {
+            match *mark {
+                Mark::Settled { start, end, .. } => ranges.push((start, end)),
+                Mark::Returned { seq, count, .. } => drop(returned.insert(seq, count)),
+            }
+        }
+        ranges.sort_unstable();
+        let mut settled: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+        for (start, end) in ranges {
+            match settled.last_mut() {
+                Some(last) if last.1 >= start => last.1 = last.1.max(end),
+                _ => settled.push((start, end)),
+            }
+        }
+        Self { settled, returned }
+    }
+
+    fn have_settled(&self, seq: u64) -> bool {
+        let before = self.settled.partition_point(|(start, _)| *start <= seq);
+        before > 0 && seq < self.settled[before - 1].1
+    }
+
+    fn returns(&self, seq: u64) -> u32 {
+        self.returned.get(&seq).copied().unwrap_or(0)
+    }
+}
+
+impl Lane {
+    /// Puts messages that are in the store where a lane begins.
+    pub(super) fn restore(&mut self, head: &LaneHead) {
+        let totals = Totals { count: head.count, body_bytes: head.body_bytes, cost: head.cost };
+        self.next_seq = head.next;
+        self.delivered_before = head.delivered;
+        self.segments.clear();
+        if totals.count > 0 {
+            self.segments.push_back(Segment::in_store(head.watermark, totals));
+            self.absent = 1;
+            self.unread = totals.count as usize;
+        }
+        self.segments.push_back(Segment::with_buffer(Vec::new(), head.next));
+        self.enter_segment();
+        self.durability = Some(Box::new(Durability::restored(head)));
+    }
+
+    /// Bytes of memory that messages take, large bodies included.
+    pub(super) fn resident(&self) -> usize {
+        self.memory + self.large
+    }
+
+    /// Whether any message in the store may expire.
+    pub(super) fn may_expire(&self) -> bool {
+        self.durability.as_ref().is_some_and(|kept| kept.may_expire)
+    }
+
+    /// Whether the next message is not here.
+    pub(super) fn is_head_absent(&self) -> bool {
+        self.absent > 0
+            && self.ready() == self.unread
+            && !self.segments[self.index(self.cursor.segment)].is_here()
+    }
+
+    /// What is to be read from the store, if less than `ahead` bytes are here before it.
+    pub(super) fn wanted(&self, ahead: usize) -> Option<Wanted> {
+        if self.absent == 0 {
+            return None;
+        }
+        let mut here = 0;
+        for index in self.index(self.cursor.segment)..self.segments.len() {
+            let segment = &self.segments[index];
+            if !segment.is_here() {
+                let (lane, delivered_before) = (self.cursor.lane, self.delivered_before);
+                let until = self.segments[index + 1].first_seq;
+                return Some(Wanted { lane, from: segment.first_seq, until, delivered_before });
+            }
+            here += segment.end() as usize + segment.shared_bytes;
+            if here >= ahead {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// Lets go of segments that the store has, but for a head part of `head` bytes, until the lane
+    /// takes no more than `target` bytes. `is_written` says of which groups the store can be read.
+    pub(super) fn evict(
+        &mut self,
+        head: usize,
+        target: usize,
+        is_written: &impl Fn(u64) -> bool,
+        spares: &mut Spares,
+    ) {
+        let mut index = self.index(self.cursor.segment) + 1;
+        let mut before = 0;
+        while index + 1 < self.segments.len() && before < head {
+            before += self.segments[index].end() as usize + self.segments[index].shared_bytes;
+            index += 1;
+        }
+        while index + 1 < self.segments.len() && self.resident() > target {
+            let segment = &mut self.segments[index];
+            let is_whole = segment.is_stored() && segment.live == segment.count;
+            if !segment.is_here() || !is_whole || !is_written(segment.group) {
+                index += 1;
+                continue;
+            }
+            let stand_in = Segment::in_store(segment.first_seq, segment.stored);
+            let gone = std::mem::replace(segment, stand_in);
+            self.memory -= gone.capacity();
+            self.large -= gone.shared_bytes;
+            spares.keep(gone);
+            self.absent += 1;
+            index = self.merge(index) + 1;
+        }
+    }
+
+    /// Makes one of an absent segment and the absent ones beside it; answers where it is.
+    fn merge(&mut self, index: usize) -> usize {
+        let is_absent = |lane: &Self, at: usize| {
+            lane.segments.get(at).is_some_and(|one| one.residence == Residence::InStore)
+        };
+        let first = if is_absent(self, index - 1) { index - 1 } else { index };
+        while is_absent(self, first + 1) {
+            let next = self.segments.remove(first + 1).expect("asked above");
+            let into = &mut self.segments[first];
+            into.live += next.live;
+            into.stored.include(next.stored);
+            self.absent -= 1;
+        }
+        first
+    }
+
+    /// Takes in what was read. Answers what is lost: messages that should have been there. What
+    /// was dropped meanwhile is not taken in.
+    pub(super) fn install(&mut self, loaded: Loaded) -> Totals {
+        let start = self.index(self.cursor.segment);
+        let from = loaded.wanted.from;
+        let place = self.segments.range(start..).position(|segment| {
+            segment.residence == Residence::InStore && segment.first_seq == from
+        });
+        let Some(place) = place.map(|place| start + place) else { return Totals::default() };
+        let mut absent = self.segments.remove(place).expect("found above");
+        let after = place + loaded.segments.len();
+        let absent_end = self.segments[place].first_seq;
+        let end = loaded.end.min(absent_end);
+        self.absent -= 1;
+        for (at, segment) in loaded.segments.into_iter().enumerate() {
+            absent.live = absent.live.saturating_sub(segment.live);
+            absent.stored.subtract(segment.stored);
+            self.memory += segment.capacity();
+            self.large += segment.shared_bytes;
+            self.segments.insert(place + at, segment);
+        }
+        for (first, gap_end) in loaded.gaps {
+            self.settle_unread(first..gap_end.min(absent_end), Totals::default());
+        }
+        let mut lost = Totals::default();
+        if end < absent_end {
+            absent.first_seq = end;
+            self.segments.insert(after, absent);
+            self.absent += 1;
+        } else if absent.live > 0 {
+            lost = absent.stored;
+            self.unread -= absent.live as usize;
+            if let Some(durability) = &mut self.durability {
+                durability.totals.subtract(lost);
+                durability.is_changed = true;
+            }
+        }
+        if start == place {
+            self.enter_segment();
+        }
+        lost
+    }
+}
+
+impl Queue {
+    /// Makes a new queue hold what the store has of it.
+    pub(crate) fn restore(&mut self, heads: &[LaneHead]) {
+        for head in heads {
+            self.lanes.restore(head);
+            self.ready_bytes += head.body_bytes;
+            self.ready_cost += head.cost;
+        }
+    }
+
+    /// Hands over what the store is to be told of this drive.
+    pub(crate) fn hand_over(&mut self, into: &mut Records) {
+        if self.is_durable {
+            self.lanes.hand_over(into);
+        }
+    }
+
+    /// Notes with which group what was handed over last will be written.
+    pub(crate) fn handed_over(&mut self, group: u64) {
+        self.lanes.handed_over(group);
+    }
+
+    /// What is to be read from the store: what consumers come to soon, what is to be dropped, or
+    /// what may expire.
+    pub(crate) fn wanted(&self) -> Option<Wanted> {
+        if !self.is_durable {
+            return None;
+        }
+        let ahead = if self.consumers.len() > 0 {
+            Some(READ_AHEAD_BYTES)
+        } else {
+            self.settings.are_exceeded(self.ready(), self.ready_bytes).then_some(1)
+        };
+        self.lanes.wanted(ahead)
+    }
+
+    /// What is to be read from the store before anything can be taken.
+    pub(crate) fn wanted_at_once(&self) -> Option<Wanted> {
+        self.lanes.wanted(Some(1))
+    }
+
+    /// Takes in what was read. Answers how many messages are lost.
+    pub(crate) fn install(&mut self, loaded: Loaded) -> u64 {
+        let lost = self.lanes.install(loaded);
+        self.ready_bytes -= lost.body_bytes;
+        self.ready_cost -= lost.cost;
+        lost.count
+    }
+
+    /// Lets go of what the store has, too, if messages take more than `budget` bytes of memory.
+    /// `is_written` says of which groups the store can be read.
+    pub(crate) fn evict(
+        &mut self,
+        budget: usize,
+        is_written: &impl Fn(u64) -> bool,
+        effects: &mut Effects,
+    ) {
+        if self.is_durable && self.lanes.resident() > budget {
+            self.lanes.evict(budget / 4, budget / 2, is_written, &mut effects.spares);
+        }
+    }
+}
