@@ -17,8 +17,10 @@ use tracing_subscriber::EnvFilter;
 
 mod policies;
 mod size;
+mod store;
 
 pub use policies::ConfiguredPolicy;
+pub use store::{StoreConfig, SyncMode};
 
 /// Everything that can be set, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,6 +35,8 @@ pub struct Config {
     pub listeners: Listeners,
     /// The bounds that keep one client from harming the others.
     pub limits: Limits,
+    /// How messages are kept on disk.
+    pub store: StoreConfig,
     /// Who may connect to a broker without users of its own.
     pub auth: Auth,
     /// What is logged.
@@ -158,6 +162,7 @@ impl Config {
             policies: policies::check(document.policies, document.operator_policies)?,
             listeners: Listeners::check(document.listeners)?,
             limits: Limits::check(document.limits)?,
+            store: StoreConfig::check(document.store)?,
             auth: Auth::check(document.auth)?,
             log: Log::check(document.log)?,
         })
@@ -172,6 +177,7 @@ impl Default for Config {
             policies: Vec::new(),
             listeners: Listeners::default(),
             limits: Limits::default(),
+            store: StoreConfig::default(),
             auth: Auth::default(),
             log: Log::default(),
         }
@@ -244,6 +250,7 @@ struct Document {
     operator_policies: Vec<policies::PolicyTable>,
     listeners: ListenersTable,
     limits: LimitsTable,
+    store: store::StoreTable,
     auth: AuthTable,
     log: LogTable,
 }

@@ -13,7 +13,7 @@ fn check_refused(text: &str, parts: &[&str]) {
 #[test]
 fn nothing_set_means_the_defaults() {
     assert_eq!(Config::parse("").expect("empty"), Config::default());
-    let sections = "[listeners]\n[limits]\n[auth]\n[log]\n";
+    let sections = "[listeners]\n[limits]\n[store]\n[auth]\n[log]\n";
     assert_eq!(Config::parse(sections).expect("sections"), Config::default());
 }
 
@@ -35,6 +35,11 @@ fn the_documented_file_states_the_defaults() {
         "memory_high_watermark",
         "consumers_per_channel_max",
         "consumer_timeout_ms",
+        "sync",
+        "sync_interval_ms",
+        "queue_memory",
+        "backlog",
+        "disk_free_limit",
         "default_user",
         "default_password",
         "loopback_users",
@@ -67,6 +72,12 @@ fn settings_are_taken() {
         memory_high_watermark_bytes = "1GB"
         consumers_per_channel_max = 7
         consumer_timeout_ms = 60000
+        [store]
+        sync = "interval"
+        sync_interval_ms = 1
+        queue_memory = "64KiB"
+        backlog = 1048576
+        disk_free_limit = 0
         [auth]
         default_user = "admin"
         default_password = "s3cret"
@@ -92,6 +103,14 @@ fn settings_are_taken() {
         consumer_timeout_ms: 60_000,
     };
     assert_eq!(config.limits, limits);
+    let store = StoreConfig {
+        sync: SyncMode::Interval,
+        sync_interval_ms: 1,
+        queue_memory_bytes: 64 << 10,
+        backlog_bytes: 1 << 20,
+        disk_free_limit_bytes: 0,
+    };
+    assert_eq!(config.store, store);
     assert_eq!(config.auth.default_user, "admin");
     assert!(config.auth.loopback_users.is_empty());
     assert_eq!(config.log.filter, "warn,leveret::net=debug");
@@ -105,6 +124,16 @@ fn fractions_may_be_numbers_or_text() {
         assert_eq!(watermark, MemoryWatermark::Fraction(0.5), "{text}");
     }
     assert!(Config::parse("limits.memory_high_watermark = 1").is_ok());
+}
+
+#[test]
+fn each_way_of_syncing_has_a_name() {
+    let cases =
+        [("always", SyncMode::Always), ("interval", SyncMode::Interval), ("os", SyncMode::Os)];
+    for (name, sync) in cases {
+        let config = Config::parse(&format!("store.sync = \"{name}\"")).expect(name);
+        assert_eq!(config.store.sync, sync);
+    }
 }
 
 #[test]
@@ -130,6 +159,15 @@ fn errors_name_the_key_the_value_and_what_is_allowed() {
     check_refused("limits.memory_high_watermark_bytes = 5", &["_bytes = 5", "from 1048576 to"]);
     check_refused("limits.consumers_per_channel_max = 4294967296", &["from 0 to 4294967295"]);
     check_refused("limits.consumer_timeout_ms = -1", &["from 0 to 315360000000"]);
+    check_refused(
+        "store.sync = \"never\"",
+        &["store.sync = \"never\"", "\"always\", \"interval\""],
+    );
+    check_refused("store.sync = true", &["store.sync = true"]);
+    check_refused("store.sync_interval_ms = 0", &["from 1 to 60000"]);
+    check_refused("store.queue_memory = \"63KiB\"", &["store.queue_memory", "from 65536 to"]);
+    check_refused("store.backlog = 1048575", &["store.backlog = 1048575", "from 1048576 to"]);
+    check_refused("store.disk_free_limit = -1", &["store.disk_free_limit = -1", "from 0 to"]);
     check_refused("listeners.amqp = []", &["listeners.amqp = []", "127.0.0.1:5672"]);
     check_refused("listeners.amqp = [\"5672\"]", &["listeners.amqp = [\"5672\"]"]);
     check_refused("listeners.amqp = \"127.0.0.1:5672\"", &["a list of"]);
