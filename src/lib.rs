@@ -28,7 +28,5 @@ pub(crate) mod queue;
 pub mod ready_file;
 pub mod routing;
 pub mod start_error;
-#[allow(missing_docs)]
-mod store;
 
 pub use start_error::StartError;
