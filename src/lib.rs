@@ -28,5 +28,7 @@ pub(crate) mod queue;
 pub mod ready_file;
 pub mod routing;
 pub mod start_error;
+#[allow(dead_code)]
+pub(crate) mod store;
 
 pub use start_error::StartError;

@@ -39,7 +39,7 @@ pub(crate) use dedup::Dedup;
 pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;
 pub(crate) use lane::Place;
-pub(crate) use records::{LaneHead, Mark, Records, Run, record_len};
+pub(crate) use records::{LaneHead, Mark, Records, Run, body_number, record_len};
 pub use segment::{Body, Content, SHARED_BODY_MIN};
 pub(crate) use settings::{Kind, Overflow, Settings};
 pub(crate) use unacked::Slot;

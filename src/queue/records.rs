@@ -89,3 +89,9 @@ impl Records {
 pub(crate) fn record_len(bytes: &[u8]) -> Option<usize> {
     segment::stored_len(bytes)
 }
+
+/// The number in its run's bodies of the body that this record refers to, if it refers to one. It
+/// is the last four bytes of the record, little-endian.
+pub(crate) fn body_number(record: &[u8]) -> Option<u32> {
+    segment::stored_body_number(record)
+}

@@ -427,6 +427,13 @@ pub(super) fn stored_len(bytes: &[u8]) -> Option<usize> {
     (len <= bytes.len()).then_some(len)
 }
 
+/// The number of the shared body that the record `bytes` refers to.
+pub(super) fn stored_body_number(bytes: &[u8]) -> Option<u32> {
+    let sizes = u32::from_le_bytes(*bytes.get(4..)?.first_chunk()?);
+    let number = u32::from_le_bytes(*bytes.last_chunk()?);
+    RecordHead::of(0, sizes).shared.then_some(number)
+}
+
 /// The length of a record that expires; others take [`EXPIRY_BYTES`] less.
 fn record_len_max(content: &Content<'_>) -> usize {
     let body = match content.body {

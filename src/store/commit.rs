@@ -1,0 +1,188 @@
+//! The store's thread.
+//!
+//! Owns the order of writing, syncing and telling, and what happens when the disk does not do as
+//! it should. There is one such thread, and nobody else writes.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tracing::{debug, error, info};
+
+use super::SyncMode;
+use super::batch::Batch;
+use super::engine::WriteError;
+use super::group::{Former, Item};
+use super::waiting::{Shared, Work};
+
+/// What nobody waits for is synced so long after it was written, at the latest.
+const SYNC_DELAY: Duration = Duration::from_millis(100);
+
+/// A full disk is tried again so often.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The memory of a batch that is kept for the next (bytes).
+const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
+
+/// See the module's description.
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    former: Former,
+    batch: Batch,
+    mode: SyncMode,
+    /// The newest group that is written.
+    written: u64,
+    /// The newest group that whoever waits may rely on.
+    durable: u64,
+    /// When the first group was written that has to last and is not synced.
+    unsynced_since: Option<Instant>,
+}
+
+/// Tells everybody when the thread ends, whatever the reason.
+struct End(Arc<Shared>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let failure = thread::panicking().then(|| "its thread has panicked".to_owned());
+        self.0.end(failure);
+        self.0.engine.close();
+    }
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, former: Former, mode: SyncMode, newest: u64) -> Self {
+        Self {
+            shared,
+            former,
+            batch: Batch::default(),
+            mode,
+            written: newest,
+            durable: newest,
+            unsynced_since: None,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let _end = End(self.shared.clone());
+        loop {
+            let step = match self.shared.next_work(self.durable, self.sync_at(), None) {
+                Work::Write { items, bytes, group, wanted } => {
+                    self.write(items, bytes, group, wanted > self.durable)
+                }
+                Work::Sync => self.sync(),
+                Work::Idle => Ok(()),
+                Work::Close { items, bytes, group } => {
+                    let closed = self.close(items, bytes, group);
+                    if let Err(reason) = closed {
+                        self.fail(reason);
+                    }
+                    return;
+                }
+            };
+            if let Err(reason) = step {
+                return self.fail(reason);
+            }
+        }
+    }
+
+    /// When what is unsynced is to be synced although nobody asks.
+    fn sync_at(&self) -> Option<Instant> {
+        let delay = match self.mode {
+            SyncMode::Always => SYNC_DELAY,
+            SyncMode::Interval(ms) => Duration::from_millis(ms),
+            SyncMode::Os => return None,
+        };
+        self.unsynced_since.map(|since| since + delay)
+    }
+
+    fn write(
+        &mut self,
+        items: Vec<Item>,
+        bytes: usize,
+        group: u64,
+        is_wanted: bool,
+    ) -> Result<(), String> {
+        let formed = self.former.form(&items, group, &mut self.batch);
+        let must_sync = formed.must_last || self.unsynced_since.is_some();
+        let is_due = self.sync_at().is_some_and(|at| Instant::now() >= at);
+        let sync = must_sync && (is_due || (is_wanted && self.mode == SyncMode::Always));
+        self.write_batch(sync)?;
+        self.batch.clear(BATCH_BYTES_KEPT);
+        self.written = group;
+        self.shared.set_written(group, items, bytes);
+        if sync {
+            self.unsynced_since = None;
+        } else if formed.must_last {
+            self.unsynced_since.get_or_insert_with(Instant::now);
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Writes the batch, and waits for room if the disk is full.
+    fn write_batch(&mut self, sync: bool) -> Result<(), String> {
+        loop {
+            match self.shared.engine.write(&self.batch, sync) {
+                Ok(()) => {
+                    if self.shared.is_full() {
+                        info!("the store has room again and goes on");
+                        self.shared.set_full(false);
+                    }
+                    return Ok(());
+                }
+                Err(WriteError::NoSpace(reason)) => {
+                    if !self.shared.is_full() {
+                        error!(
+                            reason,
+                            "the disk of the store is full: persistent messages are not confirmed \
+                             until there is room; free some"
+                        );
+                        self.shared.set_full(true);
+                    }
+                    if self.shared.is_closing() {
+                        return Err(format!("the disk was full at the end: {reason}"));
+                    }
+                    thread::sleep(RETRY_DELAY);
+                }
+                Err(WriteError::Failed(reason)) => return Err(reason),
+            }
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), String> {
+        if self.unsynced_since.take().is_some() {
+            self.shared.engine.sync().map_err(|error| error.to_string())?;
+        }
+        self.tell();
+        Ok(())
+    }
+
+    /// Tells those who wait, as far as they may rely on it.
+    fn tell(&mut self) {
+        if self.mode != SyncMode::Always || self.unsynced_since.is_none() {
+            self.durable = self.written;
+            self.shared.complete(self.durable);
+        }
+    }
+
+    fn close(&mut self, items: Vec<Item>, bytes: usize, group: u64) -> Result<(), String> {
+        if !items.is_empty() {
+            self.write(items, bytes, group, true)?;
+        }
+        self.shared.engine.sync().map_err(|error| error.to_string())?;
+        self.unsynced_since = None;
+        self.tell();
+        debug!(groups = self.written, "store closed");
+        Ok(())
+    }
+
+    /// From here on nothing is written.
+    fn fail(&mut self, reason: String) {
+        error!(
+            reason,
+            "the store cannot write any more: persistent messages are not confirmed; mend the disk \
+             and restart the broker"
+        );
+        self.shared.end(Some(reason));
+    }
+}

@@ -1,0 +1,193 @@
+//! An engine in memory, with faults on demand, for tests.
+//!
+//! Owns what a disk would hold: the tables as written, and as they were at the last sync, so that
+//! a test can go on from what a crash leaves.
+
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::batch::{Batch, Operation, Table};
+use super::engine::{Each, Engine, ReadError, WriteError};
+
+type Tables = BTreeMap<(Table, Vec<u8>), Vec<u8>>;
+
+#[derive(Debug, Default)]
+struct State {
+    written: Tables,
+    synced: Tables,
+    /// Batches written since the last sync.
+    unsynced: Vec<Batch>,
+    /// How many more operations (writes and syncs) succeed.
+    countdown: Option<u64>,
+    sync_fails: bool,
+    is_full: bool,
+    damaged: Vec<(Table, Vec<u8>)>,
+    writes: u64,
+    syncs: u64,
+    full_writes: u64,
+    is_closed: bool,
+}
+
+/// See the module's description. Clones share the same disk.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct MemoryEngine(Arc<Mutex<State>>);
+
+impl MemoryEngine {
+    /// Lets `operations` more writes and syncs succeed, and then none.
+    pub(crate) fn fail_after(&self, operations: u64) {
+        self.0.lock().countdown = Some(operations);
+    }
+
+    /// Lets every sync fail.
+    pub(crate) fn fail_sync(&self) {
+        self.0.lock().sync_fails = true;
+    }
+
+    /// Has no room, or has room again.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.0.lock().is_full = is_full;
+    }
+
+    /// What a crash leaves: everything synced, and the first `unsynced` batches of the others.
+    pub(crate) fn after_crash(&self, unsynced: usize) -> Self {
+        let state = self.0.lock();
+        let mut tables = state.synced.clone();
+        for batch in state.unsynced.iter().take(unsynced) {
+            apply(&mut tables, batch);
+        }
+        let state = State { synced: tables.clone(), written: tables, ..State::default() };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Batches that a crash may lose.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.0.lock().unsynced.len()
+    }
+
+    /// Writes and syncs so far.
+    pub(crate) fn operations(&self) -> (u64, u64) {
+        let state = self.0.lock();
+        (state.writes, state.syncs)
+    }
+
+    /// Writes that were refused for want of room.
+    pub(crate) fn full_writes(&self) -> u64 {
+        self.0.lock().full_writes
+    }
+
+    /// Lets reads of this key fail as damaged.
+    pub(super) fn damage(&self, table: Table, key: &[u8]) {
+        self.0.lock().damaged.push((table, key.to_vec()));
+    }
+
+    /// The keys of a table.
+    pub(super) fn keys(&self, table: Table) -> Vec<Vec<u8>> {
+        let state = self.0.lock();
+        let keys = state.written.keys().filter(|(of, _)| *of == table);
+        keys.map(|(_, key)| key.clone()).collect()
+    }
+}
+
+impl State {
+    fn count_down(&mut self) -> Result<(), WriteError> {
+        match &mut self.countdown {
+            Some(0) => Err(WriteError::Failed("the disk is broken".to_owned())),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), WriteError> {
+        if self.sync_fails {
+            return Err(WriteError::Failed("the disk does not sync".to_owned()));
+        }
+        self.syncs += 1;
+        self.synced.clone_from(&self.written);
+        self.unsynced.clear();
+        Ok(())
+    }
+
+    fn check(&self, table: Table, key: &[u8]) -> Result<(), ReadError> {
+        if self.is_closed {
+            return Err(ReadError::Failed("the store is closed".to_owned()));
+        }
+        match self.damaged.iter().any(|(of, damaged)| *of == table && damaged == key) {
+            true => Err(ReadError::Damaged("damaged by a test".to_owned())),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), WriteError> {
+        let mut state = self.0.lock();
+        if state.is_full {
+            state.full_writes += 1;
+            return Err(WriteError::NoSpace("full by a test".to_owned()));
+        }
+        state.count_down()?;
+        apply(&mut state.written, batch);
+        state.unsynced.push(batch.clone());
+        state.writes += 1;
+        if sync { state.sync() } else { Ok(()) }
+    }
+
+    fn sync(&self) -> Result<(), WriteError> {
+        let mut state = self.0.lock();
+        state.count_down()?;
+        state.sync()
+    }
+
+    fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        let state = self.0.lock();
+        state.check(table, key)?;
+        Ok(state.written.get(&(table, key.to_vec())).cloned())
+    }
+
+    fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError> {
+        let state = self.0.lock();
+        state.check(table, &[])?;
+        let range = (table, keys.start.to_vec())..(table, keys.end.to_vec());
+        for ((_, key), value) in state.written.range(range) {
+            state.check(table, key)?;
+            if let ControlFlow::Break(()) = each(key, value) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn compact(&self, _table: Table, _keys: Range<&[u8]>) -> Result<(), WriteError> {
+        Ok(())
+    }
+
+    fn close(&self) {
+        self.0.lock().is_closed = true;
+    }
+}
+
+fn apply(tables: &mut Tables, batch: &Batch) {
+    for operation in batch.operations() {
+        match operation {
+            Operation::Put { table, key, value } => {
+                tables.insert((table, key.to_vec()), value.to_vec());
+            }
+            Operation::Delete { table, key } => {
+                tables.remove(&(table, key.to_vec()));
+            }
+            Operation::DeleteRange { table, from, to } => {
+                let range = (table, from.to_vec())..(table, to.to_vec());
+                let gone: Vec<_> = tables.range(range).map(|(key, _)| key.clone()).collect();
+                gone.iter().for_each(|key| {
+                    tables.remove(key);
+                });
+            }
+        }
+    }
+}

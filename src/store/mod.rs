@@ -1,0 +1,314 @@
+//! The store: what survives the broker.
+//!
+//! Owns the way from what queues leave behind to the disk and back. Everything is handed over in
+//! memory and written by one thread in groups (`commit`): while one group is synced, the next one
+//! forms. What a group writes is decided in `group`, `part` and `entry`; how it stands on disk in
+//! `keys` and `run_value`; which files hold it is the engine's business (`engine`). It must not
+//! know connections or the broker, and never serves what it cannot vouch for.
+//!
+//! Invariants: groups become durable in their order; nobody is told that something is durable
+//! before it is; after the first failed write or sync nothing is written any more, except that a
+//! full disk is waited for.
+
+mod batch;
+mod commit;
+mod engine;
+mod entry;
+mod group;
+mod keys;
+#[cfg(test)]
+mod memory;
+mod part;
+mod read;
+mod run_value;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::thread::{self, JoinHandle};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use thiserror::Error;
+
+use crate::queue::{LaneHead, Mark, Records};
+
+use batch::Table;
+use commit::Committer;
+use engine::{Engine, ReadError};
+use group::{Former, Item};
+#[cfg(test)]
+pub(crate) use memory::MemoryEngine;
+use waiting::Shared;
+
+/// The group that something was handed over with. Groups become durable in their order. The
+/// default is nothing to wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// What has become of something that was handed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It survives whatever the [`SyncMode`] says it survives.
+    Durable,
+    /// It is certainly or possibly not stored. Never confirm it.
+    Lost,
+}
+
+/// Called once with what has become of a group.
+pub(crate) type Completion = Box<dyn FnOnce(Outcome) + Send>;
+
+/// Small keyed values, of which the store knows only the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    /// What clients declare and operators import.
+    Definitions,
+    /// Messages that an exchange keeps for later.
+    Delayed,
+}
+
+impl Space {
+    fn table(self) -> Table {
+        match self {
+            Self::Definitions => Table::Definitions,
+            Self::Delayed => Table::Delayed,
+        }
+    }
+}
+
+/// A new value of a key; without one, the key is deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) space: Space,
+    pub(crate) key: Vec<u8>,
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+/// When what was written is synced to disk, and so what a completion says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SyncMode {
+    /// Before anyone is told: it survives a loss of power.
+    Always,
+    /// At least so often (milliseconds): a loss of power loses what came since.
+    Interval(u64),
+    /// When the operating system likes to: it survives the end of the process only.
+    Os,
+}
+
+/// How a store is to behave.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) sync: SyncMode,
+    /// Publishers are to pause while more than this waits to be written (bytes).
+    pub(crate) backlog_bytes: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { sync: SyncMode::Always, backlog_bytes: 32 * 1024 * 1024 }
+    }
+}
+
+/// Why the store cannot be opened or read.
+#[derive(Debug, Error)]
+pub(crate) enum StoreError {
+    /// It cannot be opened, read or written.
+    #[error("the store in {path} does not work: {reason}", path = .path.display())]
+    Io { path: PathBuf, reason: String },
+    /// A newer program wrote it.
+    #[error(
+        "the store in {path} has format {found}, and this version reads up to format {known}: \
+         start the newer version again, or restore a backup from before it",
+        path = .path.display()
+    )]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    /// What is on disk is not what was written.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+    /// A read did not succeed.
+    #[error("cannot read the store: {0}")]
+    Read(String),
+}
+
+impl From<ReadError> for StoreError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged(reason) => Self::Damaged(reason),
+            ReadError::Failed(reason) => Self::Read(reason),
+        }
+    }
+}
+
+/// Stored messages with consecutive sequence numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct StoredRun {
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    /// Their records back to back.
+    pub(crate) bytes: Vec<u8>,
+    /// The bodies that the records refer to by number, from 0.
+    pub(crate) bodies: Vec<Bytes>,
+}
+
+/// A piece of a lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chunk {
+    pub(crate) runs: Vec<StoredRun>,
+    /// All marks that touch what the chunk covers.
+    pub(crate) marks: Vec<Mark>,
+    /// The chunk covers everything from where it was asked for and before this; [`u64::MAX`] when
+    /// there is nothing further in the store.
+    pub(crate) end: u64,
+    /// What cannot be read because it is damaged. The log has it already.
+    pub(crate) lost: Vec<Range<u64>>,
+}
+
+/// Group commit over an engine: the only thing that the broker knows of the disk.
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Store {
+    /// A store over this engine, whose thread runs.
+    fn start(engine: Box<dyn Engine>, options: &Options) -> Result<Self, StoreError> {
+        let mut former = Former::default();
+        let mut heads = Vec::new();
+        read::heads(&*engine, &mut |queue, head| heads.push((queue, head)))?;
+        heads.into_iter().for_each(|(queue, head)| former.recover(queue, head));
+        let newest = read::newest_group(&*engine)?;
+        let shared = Arc::new(Shared::new(engine, options, newest));
+        let committer = Committer::new(shared.clone(), former, options.sync, newest);
+        let thread = thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || committer.run())
+            .map_err(|error| StoreError::Read(format!("cannot start its thread: {error}")))?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// A store in memory, for tests.
+    #[cfg(test)]
+    pub(crate) fn in_memory(engine: &MemoryEngine, options: &Options) -> Result<Self, StoreError> {
+        Self::start(Box::new(engine.clone()), options)
+    }
+
+    /// Takes what one drive of a queue leaves, and leaves emptied buffers instead. The order of
+    /// calls for one queue is the order of their effect. Takes one short lock and never blocks.
+    pub(crate) fn submit(&self, queue: u64, records: &mut Records) -> Ticket {
+        if records.is_empty() {
+            return Ticket::default();
+        }
+        self.shared.submit(queue, records)
+    }
+
+    /// The queue is gone with all its messages, as far as they were handed over before.
+    pub(crate) fn forget_queue(&self, queue: u64) -> Ticket {
+        self.shared.push(Item::Forget(queue))
+    }
+
+    /// Sets and deletes small values, all or none of them.
+    pub(crate) fn change(&self, changes: Vec<Change>) -> Ticket {
+        if changes.is_empty() {
+            return Ticket::default();
+        }
+        self.shared.push(Item::Changes(changes))
+    }
+
+    /// Calls `completion` once it is known what has become of the ticket's group: on the store's
+    /// thread, which holds no lock then, or at once on this one. The group becomes urgent by it.
+    /// Completions of one thread's tickets are called in the order of tickets.
+    pub(crate) fn when_durable(&self, ticket: Ticket, completion: Completion) {
+        self.shared.when_durable(ticket, completion);
+    }
+
+    /// Whether the group is durable and all who waited for it were told.
+    pub(crate) fn is_durable(&self, ticket: Ticket) -> bool {
+        self.shared.is_durable(ticket)
+    }
+
+    /// Whether the group can be read. It may be written and not synced.
+    pub(crate) fn is_written(&self, ticket: Ticket) -> bool {
+        self.shared.is_written(ticket)
+    }
+
+    /// The thread waits for the end of this before it takes what belongs together, for a short
+    /// time: a body that goes to several queues is stored once within a group.
+    pub(crate) fn begin_fanout(&self) {
+        self.shared.begin_fanout();
+    }
+
+    /// The end of what [`Store::begin_fanout`] began.
+    pub(crate) fn end_fanout(&self) {
+        self.shared.end_fanout();
+    }
+
+    /// Whether so much waits to be written that publishers of persistent messages are to pause.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.shared.is_congested()
+    }
+
+    /// Ready when there is room: see [`Store::is_congested`].
+    pub(crate) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
+        self.shared.poll_room(context)
+    }
+
+    /// Whether the disk is full, so that nothing is written until there is room.
+    pub(crate) fn is_full(&self) -> bool {
+        self.shared.is_full()
+    }
+
+    /// Why nothing is written any more, for good. The broker must be restarted.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.shared.failure()
+    }
+
+    /// Messages of a lane from `from` on, in order: about `bytes_max` of them, but at least one
+    /// run if there is any. Waits for the disk.
+    pub(crate) fn read(
+        &self,
+        queue: u64,
+        lane: u8,
+        from: u64,
+        bytes_max: usize,
+    ) -> Result<Chunk, StoreError> {
+        read::chunk(&*self.shared.engine, queue, lane, from, bytes_max)
+    }
+
+    /// The lanes of all queues that had messages, by queue.
+    pub(crate) fn heads(&self) -> Result<Vec<(u64, Vec<LaneHead>)>, StoreError> {
+        let mut queues: Vec<(u64, Vec<LaneHead>)> = Vec::new();
+        read::heads(&*self.shared.engine, &mut |queue, head| match queues.last_mut() {
+            Some((last, heads)) if *last == queue => heads.push(head),
+            _ => queues.push((queue, vec![head])),
+        })?;
+        Ok(queues)
+    }
+
+    /// All keys and values of a space, in the order of keys.
+    pub(crate) fn entries(&self, space: Space) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        read::entries(&*self.shared.engine, space.table())
+    }
+
+    /// Writes and syncs everything that was handed over, stops the thread and closes the files.
+    /// What is handed over later is lost.
+    pub(crate) fn close(&self) {
+        self.shared.begin_close();
+        let thread = self.thread.lock().take();
+        // A completion may hold the last reference, and then this is the store's own thread.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's thread has panicked: this is a bug, please report it");
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.close();
+    }
+}

@@ -1,0 +1,233 @@
+//! Reading back what was stored.
+//!
+//! Owns the way from entries of the engine to runs of messages. What does not add up is reported
+//! and left out, never served.
+
+use std::ops::{ControlFlow, Range};
+
+use bytes::Bytes;
+use tracing::error;
+
+use crate::queue::{LaneHead, Mark};
+
+use super::batch::Table;
+use super::engine::{Engine, ReadError};
+use super::keys;
+use super::run_value::{BodyPlace, RunValue, StoredSpan};
+use super::{Chunk, StoreError, StoredRun};
+
+/// The end of every key.
+const KEYS_END: [u8; 32] = [0xff; 32];
+
+/// The number of the newest group, 0 if there was none.
+pub(super) fn newest_group(engine: &dyn Engine) -> Result<u64, StoreError> {
+    let Some(value) = engine.value(Table::Meta, keys::GROUP)? else { return Ok(0) };
+    let bytes = value.as_slice().try_into();
+    bytes.map(u64::from_le_bytes).map_err(|_| damaged(Table::Meta, keys::GROUP))
+}
+
+/// All lanes, by queue and lane.
+pub(super) fn heads(
+    engine: &dyn Engine,
+    each: &mut dyn FnMut(u64, LaneHead),
+) -> Result<(), StoreError> {
+    let mut wrong = None;
+    engine.scan(Table::Heads, &[]..&KEYS_END, &mut |key, value| {
+        let parsed = keys::parse_head(key)
+            .and_then(|(queue, lane)| Some((queue, keys::parse_head_value(lane, value)?)));
+        match parsed {
+            Some((queue, head)) => {
+                each(queue, head);
+                ControlFlow::Continue(())
+            }
+            None => {
+                wrong = Some(damaged(Table::Heads, key));
+                ControlFlow::Break(())
+            }
+        }
+    })?;
+    wrong.map_or(Ok(()), Err)
+}
+
+/// All keys and values of a table, in the order of keys.
+pub(super) fn entries(
+    engine: &dyn Engine,
+    table: Table,
+) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    let mut entries = Vec::new();
+    engine.scan(table, &[]..&KEYS_END, &mut |key, value| {
+        entries.push((key.to_vec(), value.to_vec()));
+        ControlFlow::Continue(())
+    })?;
+    Ok(entries)
+}
+
+/// See [`super::Store::read`].
+pub(super) fn chunk(
+    engine: &dyn Engine,
+    queue: u64,
+    lane: u8,
+    from: u64,
+    bytes_max: usize,
+) -> Result<Chunk, StoreError> {
+    let mut reader = Reader { engine, queue, lane, bytes_left: bytes_max, chunk: Chunk::default() };
+    reader.read_runs(from)?;
+    reader.read_marks(from)?;
+    Ok(reader.chunk)
+}
+
+struct Reader<'a> {
+    engine: &'a dyn Engine,
+    queue: u64,
+    lane: u8,
+    bytes_left: usize,
+    chunk: Chunk,
+}
+
+impl Reader<'_> {
+    fn read_runs(&mut self, mut from: u64) -> Result<(), StoreError> {
+        let end = keys::lane_end(self.queue, self.lane);
+        loop {
+            let mut next = u64::MAX;
+            let mut outcome = Ok(());
+            let engine = self.engine;
+            let start = keys::place(self.queue, self.lane, from);
+            let walked = engine.scan(Table::Messages, &start..&end, &mut |key, value| {
+                let Some((_, _, last)) = keys::parse_place(key) else {
+                    outcome = Err(damaged(Table::Messages, key));
+                    return ControlFlow::Break(());
+                };
+                if let Err(error) = self.take_entry(last, value, from) {
+                    outcome = Err(error);
+                    return ControlFlow::Break(());
+                }
+                from = last.saturating_add(1);
+                if self.bytes_left > 0 {
+                    return ControlFlow::Continue(());
+                }
+                next = from;
+                ControlFlow::Break(())
+            });
+            outcome?;
+            match walked {
+                Ok(()) => {
+                    self.chunk.end = next;
+                    return Ok(());
+                }
+                Err(ReadError::Damaged(reason)) => from = self.skip_damage(from, &end, &reason)?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes the messages of one entry that are not below `from`.
+    fn take_entry(&mut self, last: u64, value: &[u8], from: u64) -> Result<(), StoreError> {
+        let Some(run) = RunValue::parse(value, last) else {
+            self.lose(from..last.saturating_add(1), "its lengths do not add up");
+            return Ok(());
+        };
+        for span in run.spans().filter(|span| span.span.last() >= from) {
+            let (first, last) = (span.span.first, span.span.last());
+            match self.bodies(&span)? {
+                Ok(bodies) => {
+                    let bytes = span.records.to_vec();
+                    let size = bytes.len() + bodies.iter().map(Bytes::len).sum::<usize>();
+                    self.bytes_left = self.bytes_left.saturating_sub(size);
+                    self.chunk.runs.push(StoredRun { first, last, bytes, bodies });
+                }
+                Err(reason) => self.lose(first.max(from)..last + 1, &reason),
+            }
+        }
+        Ok(())
+    }
+
+    /// The bodies of a span, or what is wrong with them.
+    fn bodies(&self, span: &StoredSpan<'_>) -> Result<Result<Vec<Bytes>, String>, StoreError> {
+        let mut bodies = Vec::with_capacity(span.bodies.len());
+        for (place, bytes) in &span.bodies {
+            match place {
+                BodyPlace::Inline(_) => bodies.push(Bytes::copy_from_slice(bytes)),
+                BodyPlace::Shared(id) => match self.engine.value(Table::Bodies, &keys::body(*id)) {
+                    Ok(Some(body)) => bodies.push(Bytes::from(body)),
+                    Ok(None) => return Ok(Err(format!("its body {id} is missing"))),
+                    Err(ReadError::Damaged(reason)) => return Ok(Err(reason)),
+                    Err(error) => return Err(error.into()),
+                },
+            }
+        }
+        Ok(Ok(bodies))
+    }
+
+    /// Reports what cannot be read from `from` on, and returns where it can be read again. The key
+    /// of a damaged entry is not known, so it is looked for: in steps that double, then by halves.
+    fn skip_damage(&mut self, from: u64, end: &[u8], reason: &str) -> Result<u64, StoreError> {
+        let is_readable = |seq: u64| {
+            let start = keys::place(self.queue, self.lane, seq);
+            let first =
+                self.engine.scan(Table::Messages, &start..end, &mut |_, _| ControlFlow::Break(()));
+            match first {
+                Ok(()) => Ok(true),
+                Err(ReadError::Damaged(_)) => Ok(false),
+                Err(error) => Err(StoreError::from(error)),
+            }
+        };
+        let (mut bad, mut step) = (from, 1);
+        let mut good = loop {
+            let Some(next) = bad.checked_add(step).filter(|next| *next < u64::MAX) else {
+                break u64::MAX;
+            };
+            if is_readable(next)? {
+                break next;
+            }
+            (bad, step) = (next, step.saturating_mul(2));
+        };
+        while good - bad > 1 {
+            let middle = bad + (good - bad) / 2;
+            if is_readable(middle)? { good = middle } else { bad = middle }
+        }
+        self.lose(from..good, reason);
+        Ok(good)
+    }
+
+    fn lose(&mut self, range: Range<u64>, reason: &str) {
+        let (queue, lane, Range { start: first, end }) = (self.queue, self.lane, range.clone());
+        error!(
+            queue,
+            lane,
+            first,
+            end,
+            reason,
+            "stored messages are damaged and left out: restore a backup, or run leveret store check"
+        );
+        self.chunk.lost.push(range);
+    }
+
+    /// All marks that touch what the runs cover. A mark may begin long before.
+    fn read_marks(&mut self, from: u64) -> Result<(), StoreError> {
+        let start = keys::place(self.queue, self.lane, 0);
+        let end = match self.chunk.end {
+            u64::MAX => keys::lane_end(self.queue, self.lane),
+            end => keys::place(self.queue, self.lane, end).to_vec(),
+        };
+        let marks = &mut self.chunk.marks;
+        let mut wrong = None;
+        self.engine.scan(Table::Marks, &start..&end, &mut |key, value| {
+            match keys::parse_mark(key, value) {
+                Some((_, Mark::Settled { end, .. })) if end <= from => {}
+                Some((_, Mark::Returned { seq, .. })) if seq < from => {}
+                Some((_, mark)) => marks.push(mark),
+                None => {
+                    wrong = Some(damaged(Table::Marks, key));
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })?;
+        wrong.map_or(Ok(()), Err)
+    }
+}
+
+fn damaged(table: Table, key: &[u8]) -> StoreError {
+    let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+    StoreError::Damaged(format!("the entry {key} of {} does not add up", table.name()))
+}
