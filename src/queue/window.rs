@@ -29,7 +29,7 @@ pub(crate) struct Wanted {
 }
 
 /// A run of messages as the store gives it back.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct StoredRun {
     /// The first message's sequence number.
     pub(crate) first: u64,

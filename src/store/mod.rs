@@ -35,7 +35,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use thiserror::Error;
 
-use crate::queue::{LaneHead, Mark, Records};
+use crate::queue::{LaneHead, Mark, Records, StoredRun};
 
 use batch::Table;
 use commit::Committer;
@@ -49,6 +49,13 @@ use waiting::Shared;
 /// default is nothing to wait for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
+
+impl Ticket {
+    /// The group's number.
+    pub(crate) fn group(self) -> u64 {
+        self.0
+    }
+}
 
 /// What has become of something that was handed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,17 +150,6 @@ impl From<ReadError> for StoreError {
     }
 }
 
-/// Stored messages with consecutive sequence numbers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct StoredRun {
-    pub(crate) first: u64,
-    pub(crate) last: u64,
-    /// Their records back to back.
-    pub(crate) bytes: Vec<u8>,
-    /// The bodies that the records refer to by number, from 0.
-    pub(crate) bodies: Vec<Bytes>,
-}
-
 /// A piece of a lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chunk {
@@ -230,9 +226,9 @@ impl Store {
         self.shared.is_durable(ticket)
     }
 
-    /// Whether the group can be read. It may be written and not synced.
-    pub(crate) fn is_written(&self, ticket: Ticket) -> bool {
-        self.shared.is_written(ticket)
+    /// Whether the group of this number can be read. It may be written and not synced.
+    pub(crate) fn is_written(&self, group: u64) -> bool {
+        self.shared.is_written(Ticket(group))
     }
 
     /// The thread waits for the end of this before it takes what belongs together, for a short
@@ -304,6 +300,12 @@ impl Store {
         {
             tracing::error!("the store's thread has panicked: this is a bug, please report it");
         }
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").finish_non_exhaustive()
     }
 }
 

@@ -59,7 +59,7 @@ fn what_is_durable_is_read_back() {
     let store = Store::in_memory(&engine, &Options::default()).unwrap();
     let ticket = store.submit(7, &mut messages(0, &[b"one", b"two"]));
     assert_eq!(outcome(&store, ticket), Outcome::Durable);
-    assert!(store.is_durable(ticket) && store.is_written(ticket));
+    assert!(store.is_durable(ticket) && store.is_written(ticket.group()));
     let crashed = Store::in_memory(&engine.after_crash(0), &Options::default()).unwrap();
     assert_eq!(crashed.heads().unwrap(), [(7, vec![head(0, 2)])]);
     let chunk = crashed.read(7, 0, 0, 1).unwrap();

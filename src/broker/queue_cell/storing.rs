@@ -33,11 +33,11 @@ impl QueueCell {
         state.queue.hand_over(&mut drive.records);
         if !drive.records.is_empty() && !state.gone {
             let ticket = store.submit(self.id.0, &mut drive.records);
-            state.queue.handed_over(ticket.number());
+            state.queue.handed_over(ticket.group());
             drive.await_store(ticket);
         }
         drive.records.clear();
-        let is_written = |group| store.is_written_up_to(group);
+        let is_written = |group| store.is_written(group);
         state.queue.evict(self.services.queue_memory(), &is_written, &mut drive.effects);
         let is_due = state.loading.retry_at.is_none_or(|at| at <= drive.now);
         if !state.loading.is_under_way && is_due && !state.gone && state.queue.wanted().is_some() {
