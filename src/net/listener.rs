@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpSocket};
 use super::control::Control;
 use super::login::LoginLine;
 use super::registry::Registry;
-use super::{housekeeping, memory_limit, notice, socket, timer, worker};
+use super::{housekeeping, loader, memory_limit, notice, socket, timer, worker};
 use crate::StartError;
 use crate::broker::{Broker, Drive};
 use crate::config::Config;
@@ -102,7 +102,8 @@ impl Server {
         if let Some(control) = control {
             tasks.spawn(control.run(broker.clone()));
         }
-        tasks.spawn(timer::run(broker));
+        tasks.spawn(timer::run(broker.clone()));
+        let loader = loader::start(&broker);
         shutdown.await;
         tasks.shutdown().await;
         let (connections, at_most_s) = (registry.count(), CLOSE_GRACE.as_secs());
@@ -119,6 +120,8 @@ impl Server {
             });
             let _ = tokio::time::timeout(STOP_GRACE, registry.until_empty()).await;
         }
+        broker.end_loads();
+        drop(loader);
     }
 }
 
