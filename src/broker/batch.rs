@@ -18,7 +18,7 @@ use super::QueueCell;
 use super::drive::Drive;
 use super::memory::{CountedBody, Memory};
 use super::queue_cell::{Operation, Settlement};
-use crate::queue::{Body, Content, SHARED_BODY_MIN, Slot};
+use crate::queue::{Body, Content, FANNED_BODY_MIN, Slot};
 use crate::routing::QueueId;
 
 /// Vectors of operations kept for later batches.
@@ -56,7 +56,7 @@ impl OwnedMessage {
     /// The same message with a large body in the memory gauge, for as long as anybody holds it. A
     /// small one is copied into queues, and lives no longer than its batch.
     pub(crate) fn counted(mut self, memory: &Arc<Memory>) -> Self {
-        if self.body.len() >= SHARED_BODY_MIN {
+        if self.is_shared() {
             // Nobody else holds it yet: this takes the buffer over and does not copy.
             let body = Vec::from(std::mem::take(&mut self.body));
             self.body = Bytes::from_owner(CountedBody::new(body, memory));
@@ -65,12 +65,14 @@ impl OwnedMessage {
     }
 
     pub(crate) fn content(&self) -> Content<'_> {
-        let body = if self.body.len() >= SHARED_BODY_MIN {
-            Body::Shared(&self.body)
-        } else {
-            Body::Inline(&self.body)
-        };
+        let body =
+            if self.is_shared() { Body::Shared(&self.body) } else { Body::Inline(&self.body) };
         Content { address: &self.address, header: &self.header, body }
+    }
+
+    /// Whether queues share the body: it is a buffer of its own already.
+    fn is_shared(&self) -> bool {
+        self.body.len() >= FANNED_BODY_MIN
     }
 }
 
@@ -94,6 +96,23 @@ impl Staged {
             Self::Owned(message) => message.content(),
         }
     }
+
+    /// The same message in the form that is best for several queues.
+    pub(crate) fn for_several(self, buffer: &[u8], memory: &Arc<Memory>) -> Self {
+        match self {
+            Self::InBuffer { address, header, body } if body.range().len() >= FANNED_BODY_MIN => {
+                let copy = |span: Span| buffer[span.range()].to_vec();
+                let (address, header, body) = (copy(address), copy(header), copy(body).into());
+                Self::Owned(Box::new(OwnedMessage { address, header, body }.counted(memory)))
+            }
+            staged => staged,
+        }
+    }
+
+    /// Whether several queues would share the body.
+    fn is_shared(&self) -> bool {
+        matches!(self, Self::Owned(message) if message.is_shared())
+    }
 }
 
 /// What a batch does to one queue.
@@ -115,6 +134,8 @@ pub struct Batch {
     last: usize,
     /// Messages to be put into queues, each queue counted.
     work: usize,
+    /// Whether queues may share a body.
+    has_shared: bool,
 }
 
 impl Batch {
@@ -130,6 +151,7 @@ impl Batch {
 
     /// Stages a message; the result names it to [`Batch::enqueue`].
     pub(crate) fn stage(&mut self, message: Staged) -> u32 {
+        self.has_shared |= message.is_shared();
         self.messages.push(message);
         self.messages.len() as u32 - 1
     }
@@ -152,10 +174,15 @@ impl Batch {
     pub(crate) fn commit(&mut self, buffer: &[u8], drive: &mut Drive, rejected: &mut Vec<u32>) {
         let messages = &self.messages;
         let content = |token: u32| messages[token as usize].content(buffer);
+        // What belongs together is stored together.
+        let is_fanout = self.has_shared && self.parts.len() > 1;
+        let store = self.parts.iter().find_map(|part| part.cell.store()).filter(|_| is_fanout);
+        let fanout = store.map(|store| store.begin_fanout());
         for part in &self.parts {
             part.cell.commit(&part.operations, content, drive);
             rejected.append(&mut drive.effects.rejected);
         }
+        drop(fanout);
         self.clear();
     }
 
@@ -179,6 +206,7 @@ impl Batch {
         self.part_of.clear();
         self.last = 0;
         self.work = 0;
+        self.has_shared = false;
         // A batch for very many queues was an exception.
         self.spare.truncate(SPARE_MAX);
     }

@@ -74,9 +74,9 @@ impl Routes {
         }
     }
 
-    /// Whether a route has queues.
-    pub(super) fn leads_somewhere(&self, route: usize) -> bool {
-        !self.routes[route].is_empty()
+    /// How many queues a route has.
+    pub(super) fn targets(&self, route: usize) -> usize {
+        self.routes[route].len()
     }
 
     /// What exchanges want kept of the message that was routed last.
@@ -196,6 +196,10 @@ impl Connection {
         if mandatory && self.routes.routes[route].is_empty() {
             self.send_return(number, &staged.content(buffer), worker);
         }
+        let staged = match self.routes.routes[route].len() {
+            0 | 1 => staged,
+            _ => staged.for_several(buffer, self.broker.memory()),
+        };
         self.stage(number, staged, route, worker);
         Ok(())
     }

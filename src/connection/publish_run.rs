@@ -12,7 +12,7 @@ use crate::broker::{Span, Staged};
 use crate::codec::frame::{self, Frame, FrameKind};
 use crate::codec::hot::{self, ContentHeader};
 use crate::codec::properties::Properties;
-use crate::queue::SHARED_BODY_MIN;
+use crate::queue::{FANNED_BODY_MIN, SHARED_BODY_MIN};
 
 /// Bytes before a frame's payload: type, channel and size.
 const FRAME_HEAD: usize = 7;
@@ -97,7 +97,8 @@ impl Connection {
             header: Span::new(at + header_at + FRAME_HEAD, header.payload.len()),
             body,
         };
-        if !self.routes.leads_somewhere(route) {
+        let targets = self.routes.targets(route);
+        if targets == 0 || (targets > 1 && body_len >= FANNED_BODY_MIN) {
             return None;
         }
         self.stage(number, staged, route, worker);

@@ -3,8 +3,8 @@
 //! Owns the layout of a record in memory. It knows nothing of order, consumers or limits. A record
 //! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and
 //! routing key | content header payload | body`, all as they came off the wire. Bodies of
-//! [`SHARED_BODY_MIN`] bytes and more stay outside as shared [`Bytes`], one copy for all queues
-//! that a message was routed to. Runs of records go to the store as they are (see `records`), so
+//! [`SHARED_BODY_MIN`] bytes and more (and from [`FANNED_BODY_MIN`] on, where several queues get
+//! them) stay outside as shared [`Bytes`], one copy for all queues that a message was routed to. Runs of records go to the store as they are (see `records`), so
 //! a change of their layout is a change of the store's format.
 //!
 //! A segment may be absent: its messages are elsewhere, and only their numbers are here.
@@ -28,6 +28,10 @@ pub(super) const SMALL_SEGMENT_BYTES: usize = 16 * 1024;
 /// Further segments have this capacity (bytes); a larger record gets a segment of its own.
 pub(super) const SEGMENT_BYTES: usize = 256 * 1024;
 
+/// Bodies of this size and more (bytes) are shared if several queues get them, so that the store
+/// has them once.
+pub const FANNED_BODY_MIN: usize = 4 * 1024;
+
 /// A segment takes no more records when so many bytes of large bodies belong to it.
 pub(super) const SHARED_BYTES_MAX: usize = 1024 * 1024;
 
@@ -50,7 +54,8 @@ const EXPIRY_BYTES: usize = 8;
 pub enum Body<'a> {
     /// A small body, to be copied.
     Inline(&'a [u8]),
-    /// A body of at least [`SHARED_BODY_MIN`] bytes, to be shared.
+    /// A large body, to be shared: one of at least [`SHARED_BODY_MIN`] bytes is, one of at least
+    /// [`FANNED_BODY_MIN`] may be.
     Shared(&'a Bytes),
 }
 

@@ -31,7 +31,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -233,13 +232,9 @@ impl Store {
 
     /// The thread waits for the end of this before it takes what belongs together, for a short
     /// time: a body that goes to several queues is stored once within a group.
-    pub(crate) fn begin_fanout(&self) {
+    pub(crate) fn begin_fanout(&self) -> Fanout<'_> {
         self.shared.begin_fanout();
-    }
-
-    /// The end of what [`Store::begin_fanout`] began.
-    pub(crate) fn end_fanout(&self) {
-        self.shared.end_fanout();
+        Fanout(self)
     }
 
     /// Whether so much waits to be written that publishers of persistent messages are to pause.
@@ -300,6 +295,15 @@ impl Store {
         {
             tracing::error!("the store's thread has panicked: this is a bug, please report it");
         }
+    }
+}
+
+/// See [`Store::begin_fanout`].
+pub(crate) struct Fanout<'a>(&'a Store);
+
+impl Drop for Fanout<'_> {
+    fn drop(&mut self) {
+        self.0.shared.end_fanout();
     }
 }
 

@@ -10,6 +10,7 @@ use super::{QueueCell, State, no_content};
 use crate::broker::drive::Drive;
 use crate::clock::Millis;
 use crate::queue::{LaneHead, Loaded, Place, Wanted};
+use crate::store::Store;
 
 /// So much is read at once (bytes).
 const LOAD_BYTES: usize = 512 * 1024;
@@ -26,6 +27,11 @@ pub(super) struct Loading {
 }
 
 impl QueueCell {
+    /// Where the queue's messages are kept, if anywhere.
+    pub(in crate::broker) fn store(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref()
+    }
+
     /// Hands over what this drive leaves to the store, lets go of what need not be in memory, and
     /// asks for what is needed there. Ends a drive.
     pub(super) fn keep(self: &Arc<Self>, state: &mut State, drive: &mut Drive) {
