@@ -30,7 +30,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("queue", &["clock", "codec", "error"]),
     ("routing", &["codec", "error"]),
     // What lasts.
-    ("store", &["clock", "codec", "config", "error", "queue"]),
+    ("store", &["atomic_file", "clock", "codec", "config", "error", "queue"]),
     // Shared state, synchronous.
     ("broker", &["clock", "codec", "config", "error", "queue", "routing", "store"]),
     // One AMQP connection, without its socket.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::SyncMode;
 use super::batch::Batch;
+use super::directory::SyncedMark;
 use super::engine::WriteError;
 use super::group::{Former, Item};
 use super::waiting::{Shared, Work};
@@ -30,6 +31,7 @@ pub(super) struct Committer {
     former: Former,
     batch: Batch,
     mode: SyncMode,
+    mark: Option<SyncedMark>,
     /// The newest group that is written.
     written: u64,
     /// The newest group that whoever waits may rely on.
@@ -50,12 +52,19 @@ impl Drop for End {
 }
 
 impl Committer {
-    pub(super) fn new(shared: Arc<Shared>, former: Former, mode: SyncMode, newest: u64) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        former: Former,
+        mode: SyncMode,
+        mark: Option<SyncedMark>,
+        newest: u64,
+    ) -> Self {
         Self {
             shared,
             former,
             batch: Batch::default(),
             mode,
+            mark,
             written: newest,
             durable: newest,
             unsynced_since: None,
@@ -111,7 +120,7 @@ impl Committer {
         self.written = group;
         self.shared.set_written(group, items, bytes);
         if sync {
-            self.unsynced_since = None;
+            self.is_synced();
         } else if formed.must_last {
             self.unsynced_since.get_or_insert_with(Instant::now);
         }
@@ -150,11 +159,23 @@ impl Committer {
     }
 
     fn sync(&mut self) -> Result<(), String> {
-        if self.unsynced_since.take().is_some() {
+        if self.unsynced_since.is_some() {
             self.shared.engine.sync().map_err(|error| error.to_string())?;
+            self.is_synced();
         }
         self.tell();
         Ok(())
+    }
+
+    /// Everything that is written is synced.
+    fn is_synced(&mut self) {
+        self.unsynced_since = None;
+        if let Some(mark) = &self.mark
+            && let Err(error) = mark.set(self.written)
+        {
+            // It only serves to notice a loss.
+            warn!(%error, "cannot note what is synced: a loss may go unnoticed");
+        }
     }
 
     /// Tells those who wait, as far as they may rely on it.
@@ -170,7 +191,7 @@ impl Committer {
             self.write(items, bytes, group, true)?;
         }
         self.shared.engine.sync().map_err(|error| error.to_string())?;
-        self.unsynced_since = None;
+        self.is_synced();
         self.tell();
         debug!(groups = self.written, "store closed");
         Ok(())

@@ -51,7 +51,7 @@ pub(super) trait Engine: Send + Sync {
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError>;
 
     /// Gives disk space back that deletions in these ranges have freed. It may take seconds.
-    fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), WriteError>;
+    fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), ReadError>;
 
     /// Closes the files. Reads fail from here on.
     fn close(&self);

@@ -21,9 +21,6 @@
 
 use crate::queue::{LaneHead, Mark};
 
-/// The version of this layout, the newest that this program reads.
-pub(super) const FORMAT: u32 = 1;
-
 /// Where the number of the newest group is.
 pub(super) const GROUP: &[u8] = b"group";
 

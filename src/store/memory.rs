@@ -163,7 +163,7 @@ impl Engine for MemoryEngine {
         Ok(())
     }
 
-    fn compact(&self, _table: Table, _keys: Range<&[u8]>) -> Result<(), WriteError> {
+    fn compact(&self, _table: Table, _keys: Range<&[u8]>) -> Result<(), ReadError> {
         Ok(())
     }
 

@@ -12,6 +12,7 @@
 
 mod batch;
 mod commit;
+mod directory;
 mod engine;
 mod entry;
 mod group;
@@ -20,13 +21,15 @@ mod keys;
 mod memory;
 mod part;
 mod read;
+#[cfg(feature = "rocksdb")]
+mod rocks;
 mod run_value;
 #[cfg(test)]
 mod tests;
 mod waiting;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
@@ -38,6 +41,7 @@ use crate::queue::{LaneHead, Mark, Records, StoredRun};
 
 use batch::Table;
 use commit::Committer;
+use directory::SyncedMark;
 use engine::{Engine, ReadError};
 use group::{Former, Item};
 #[cfg(test)]
@@ -166,29 +170,86 @@ pub(crate) struct Chunk {
 pub(crate) struct Store {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    lost_at_open: Option<LostAtOpen>,
+}
+
+/// What was there when the store was opened is older than what had been synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LostAtOpen {
+    /// The newest group that is there.
+    pub(crate) newest: u64,
+    /// The newest group that was synced.
+    pub(crate) synced: u64,
+}
+
+#[cfg(feature = "rocksdb")]
+fn open_engine(directory: &Path) -> Result<Box<dyn Engine>, StoreError> {
+    let engine = rocks::RocksEngine::open(&directory::engine(directory));
+    let engine = engine.map_err(|error| StoreError::Io {
+        path: directory.to_owned(),
+        reason: error.to_string(),
+    })?;
+    Ok(Box::new(engine))
+}
+
+#[cfg(not(feature = "rocksdb"))]
+fn open_engine(directory: &Path) -> Result<Box<dyn Engine>, StoreError> {
+    let reason = "this program was built without one, see the feature rocksdb".to_owned();
+    Err(StoreError::Io { path: directory.to_owned(), reason })
 }
 
 impl Store {
+    /// Opens the store in this directory, or makes one. Only one may be open at a time: that is
+    /// the business of whoever holds the data directory.
+    pub(crate) fn open(directory: &Path, options: &Options) -> Result<Self, StoreError> {
+        directory::prepare(directory)?;
+        let engine = open_engine(directory)?;
+        let (mark, synced) = SyncedMark::open(directory)?;
+        let mut store = Self::start(engine, options, Some(mark))?;
+        store.lost_at_open = store.lost_since(synced);
+        Ok(store)
+    }
+
+    /// Whether synced groups are missing, when the newest one that was synced is this.
+    fn lost_since(&self, synced: Option<u64>) -> Option<LostAtOpen> {
+        let lost = LostAtOpen { newest: self.shared.newest(), synced: synced? };
+        let LostAtOpen { newest, synced } = lost;
+        (newest < synced).then(|| {
+            tracing::error!(
+                newest,
+                synced,
+                groups = synced - newest,
+                "the disk has lost what it said it had stored: confirmed messages may be missing; \
+                 check the disk, its cache and its file system, and restore a backup if need be"
+            );
+            lost
+        })
+    }
+
     /// A store over this engine, whose thread runs.
-    fn start(engine: Box<dyn Engine>, options: &Options) -> Result<Self, StoreError> {
+    fn start(
+        engine: Box<dyn Engine>,
+        options: &Options,
+        mark: Option<SyncedMark>,
+    ) -> Result<Self, StoreError> {
         let mut former = Former::default();
         let mut heads = Vec::new();
         read::heads(&*engine, &mut |queue, head| heads.push((queue, head)))?;
         heads.into_iter().for_each(|(queue, head)| former.recover(queue, head));
         let newest = read::newest_group(&*engine)?;
         let shared = Arc::new(Shared::new(engine, options, newest));
-        let committer = Committer::new(shared.clone(), former, options.sync, newest);
+        let committer = Committer::new(shared.clone(), former, options.sync, mark, newest);
         let thread = thread::Builder::new()
             .name("store".to_owned())
             .spawn(move || committer.run())
             .map_err(|error| StoreError::Read(format!("cannot start its thread: {error}")))?;
-        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, thread: Mutex::new(Some(thread)), lost_at_open: None })
     }
 
     /// A store in memory, for tests.
     #[cfg(test)]
     pub(crate) fn in_memory(engine: &MemoryEngine, options: &Options) -> Result<Self, StoreError> {
-        Self::start(Box::new(engine.clone()), options)
+        Self::start(Box::new(engine.clone()), options, None)
     }
 
     /// Takes what one drive of a queue leaves, and leaves emptied buffers instead. The order of
@@ -255,6 +316,11 @@ impl Store {
     /// Why nothing is written any more, for good. The broker must be restarted.
     pub(crate) fn failure(&self) -> Option<String> {
         self.shared.failure()
+    }
+
+    /// What was missing when the store was opened, although it had been synced.
+    pub(crate) fn lost_at_open(&self) -> Option<LostAtOpen> {
+        self.lost_at_open
     }
 
     /// Messages of a lane from `from` on, in order: about `bytes_max` of them, but at least one

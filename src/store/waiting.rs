@@ -154,6 +154,11 @@ impl Shared {
         group <= self.written.load(Ordering::Acquire)
     }
 
+    /// The newest group that is written.
+    pub(super) fn newest(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
     pub(super) fn begin_fanout(&self) {
         self.waiting.lock().fanouts += 1;
     }

@@ -1,0 +1,289 @@
+//! The engine on disk: RocksDB.
+//!
+//! Owns the database's files and options, and what its errors mean. The table of messages is kept
+//! in BlobDB: what is large is written to the log and to a blob file once each and never moved by
+//! compaction, so that the trees hold little more than keys. Everything else is small.
+//!
+//! Invariant: after an error of a write other than a full disk, nothing is written.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+
+use parking_lot::RwLock;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, DBRecoveryMode, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions,
+    WriteBatch, WriteOptions,
+};
+
+use super::batch::{Batch, Operation, Table};
+use super::engine::{Each, Engine, ReadError, WriteError};
+
+const MIB: usize = 1024 * 1024;
+
+/// Messages in memory until they are flushed: also what is read again after a crash.
+const MESSAGES_BUFFER_BYTES: usize = 16 * MIB;
+
+/// The same for the small tables.
+const SMALL_BUFFER_BYTES: usize = 2 * MIB;
+
+/// The log is cut by flushing once it has this size, which bounds the time that opening takes.
+const LOG_BYTES: u64 = 24 * MIB as u64;
+
+/// Blocks of tables in memory.
+const CACHE_BYTES: usize = 8 * MIB;
+
+/// Values of this size and more go to blob files, which are this large.
+const BLOB_BYTES_MIN: u64 = 4 * 1024;
+const BLOB_FILE_BYTES: u64 = 64 * MIB as u64;
+
+const OPEN_FILES_MAX: i32 = 256;
+
+/// Room that must be there before a full disk counts as mended (bytes), beside the batch's.
+const ROOM_BYTES: usize = 4 * MIB;
+
+/// See the module's description.
+pub(super) struct RocksEngine {
+    path: PathBuf,
+    state: RwLock<State>,
+}
+
+/// Taken for writing only to close the database, or to open it again.
+struct State {
+    /// `None` once it is closed.
+    db: Option<DB>,
+    /// The disk was full: the database takes no write until it is opened again.
+    was_full: bool,
+}
+
+impl RocksEngine {
+    /// Opens the database in this directory, or makes one.
+    pub(super) fn open(path: &Path) -> Result<Self, ReadError> {
+        let db = open(path).map_err(|error| read_error(&error))?;
+        let state = RwLock::new(State { db: Some(db), was_full: false });
+        Ok(Self { path: path.to_owned(), state })
+    }
+
+    /// Calls `read` with the open database.
+    fn with<T>(&self, read: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> Result<T, ReadError> {
+        match &self.state.read().db {
+            Some(db) => read(db).map_err(|error| read_error(&error)),
+            None => Err(ReadError::Failed("it is closed".to_owned())),
+        }
+    }
+
+    /// Calls `write` with the open database, which is opened again first if the disk was full and
+    /// has room for `bytes` again.
+    fn with_room(
+        &self,
+        bytes: usize,
+        write: impl FnOnce(&DB) -> Result<(), rocksdb::Error>,
+    ) -> Result<(), WriteError> {
+        if self.state.read().was_full {
+            self.reopen(bytes)?;
+        }
+        let written = match &self.state.read().db {
+            Some(db) => write(db).map_err(|error| write_error(&error)),
+            None => Err(WriteError::Failed("it is closed".to_owned())),
+        };
+        if let Err(WriteError::NoSpace(_)) = written {
+            self.state.write().was_full = true;
+        }
+        written
+    }
+
+    /// After a full disk the database only reads, until it is opened again.
+    fn reopen(&self, bytes: usize) -> Result<(), WriteError> {
+        self.try_room(ROOM_BYTES + bytes)?;
+        let mut state = self.state.write();
+        if let Some(db) = state.db.take() {
+            db.cancel_all_background_work(true);
+        }
+        state.db = Some(open(&self.path).map_err(|error| write_error(&error))?);
+        state.was_full = false;
+        Ok(())
+    }
+
+    /// Whether a file of this size can be written.
+    fn try_room(&self, bytes: usize) -> Result<(), WriteError> {
+        let path = self.path.join("room");
+        let write = || {
+            let mut file = File::create(&path)?;
+            let zeroes = vec![0; MIB];
+            for _ in 0..bytes.div_ceil(MIB) {
+                file.write_all(&zeroes)?;
+            }
+            file.sync_data()
+        };
+        let written = write();
+        // It is tried again with the next write.
+        let _ = fs::remove_file(&path);
+        written.map_err(|error| match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                WriteError::NoSpace(error.to_string())
+            }
+            _ => WriteError::Failed(error.to_string()),
+        })
+    }
+}
+
+impl Engine for RocksEngine {
+    fn write(&self, batch: &Batch, sync: bool) -> Result<(), WriteError> {
+        self.with_room(batch.size(), |db| {
+            let mut options = WriteOptions::default();
+            options.set_sync(sync);
+            db.write_opt(write_batch(db, batch), &options)
+        })
+    }
+
+    fn sync(&self) -> Result<(), WriteError> {
+        match &self.state.read().db {
+            Some(db) => db.flush_wal(true).map_err(|e| WriteError::Failed(e.into_string())),
+            None => Err(WriteError::Failed("it is closed".to_owned())),
+        }
+    }
+
+    fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
+        self.with(|db| db.get_cf_opt(family(db, table), key, &read_options()))
+    }
+
+    fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError> {
+        self.with(|db| {
+            let mut options = read_options();
+            options.set_iterate_upper_bound(keys.end);
+            let mut iterator = db.raw_iterator_cf_opt(family(db, table), options);
+            iterator.seek(keys.start);
+            while let Some((key, value)) = iterator.item() {
+                if let ControlFlow::Break(()) = each(key, value) {
+                    return Ok(());
+                }
+                iterator.next();
+            }
+            iterator.status()
+        })
+    }
+
+    fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), ReadError> {
+        self.with(|db| {
+            let family = family(db, table);
+            db.flush_cf_opt(family, &FlushOptions::default())?;
+            let mut options = CompactOptions::default();
+            options.set_exclusive_manual_compaction(false);
+            db.compact_range_cf_opt(family, Some(keys.start), Some(keys.end), &options);
+            Ok(())
+        })
+    }
+
+    fn close(&self) {
+        if let Some(db) = &self.state.read().db {
+            // Whoever compacts lets go of it by that.
+            db.cancel_all_background_work(true);
+        }
+        self.state.write().db = None;
+    }
+}
+
+fn open(path: &Path) -> Result<DB, rocksdb::Error> {
+    let cache = Cache::new_lru_cache(CACHE_BYTES);
+    let families = Table::ALL
+        .map(|table| ColumnFamilyDescriptor::new(table.name(), table_options(table, &cache)));
+    DB::open_cf_descriptors(&database_options(), path, families)
+}
+
+fn database_options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_paranoid_checks(true);
+    // A torn end is what a crash leaves. What was lost of synced data is noticed by its number.
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(2);
+    options.set_max_log_file_size(MIB);
+    options.set_log_level(LogLevel::Warn);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    // One thread writes.
+    options.set_allow_concurrent_memtable_write(false);
+    options.set_enable_write_thread_adaptive_yield(false);
+    options
+}
+
+fn table_options(table: Table, cache: &Cache) -> Options {
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_block_cache(cache);
+    blocks.set_block_size(16 * 1024);
+    blocks.set_format_version(5);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&blocks);
+    options.set_compression_type(DBCompressionType::None);
+    let has_blobs = matches!(table, Table::Messages | Table::Bodies);
+    options.set_write_buffer_size(if has_blobs {
+        MESSAGES_BUFFER_BYTES
+    } else {
+        SMALL_BUFFER_BYTES
+    });
+    options.set_max_write_buffer_number(3);
+    if has_blobs {
+        options.set_enable_blob_files(true);
+        options.set_min_blob_size(BLOB_BYTES_MIN);
+        options.set_blob_file_size(BLOB_FILE_BYTES);
+        options.set_blob_compression_type(DBCompressionType::None);
+        options.set_enable_blob_gc(true);
+        options.set_blob_gc_age_cutoff(0.25);
+        options.set_blob_gc_force_threshold(0.5);
+    }
+    options
+}
+
+fn read_options() -> ReadOptions {
+    let mut options = ReadOptions::default();
+    // What is read here is read once.
+    options.fill_cache(false);
+    options
+}
+
+fn family(db: &DB, table: Table) -> &ColumnFamily {
+    db.cf_handle(table.name()).expect("all of them are opened together")
+}
+
+fn write_batch(db: &DB, batch: &Batch) -> WriteBatch {
+    let families = Table::ALL.map(|table| family(db, table));
+    let family = |table: Table| families[table as usize];
+    let mut out = WriteBatch::with_capacity_bytes(batch.size() + batch.size() / 8 + 64);
+    for operation in batch.operations() {
+        match operation {
+            Operation::Put { table, key, value } => out.put_cf(family(table), key, value),
+            Operation::Delete { table, key } => out.delete_cf(family(table), key),
+            Operation::DeleteRange { table, from, to } => {
+                out.delete_range_cf(family(table), from, to);
+            }
+        }
+    }
+    out
+}
+
+fn read_error(error: &rocksdb::Error) -> ReadError {
+    match error.kind() {
+        ErrorKind::Corruption => ReadError::Damaged(error.to_string()),
+        _ => ReadError::Failed(error.to_string()),
+    }
+}
+
+/// A sync that fails for want of room has failed like any other: it cannot be tried again.
+fn write_error(error: &rocksdb::Error) -> WriteError {
+    let message = error.to_string();
+    let is_full = ["No space left on device", "Disk quota exceeded"]
+        .iter()
+        .any(|text| message.contains(text));
+    if is_full && !message.contains("sync") {
+        WriteError::NoSpace(message)
+    } else {
+        WriteError::Failed(message)
+    }
+}
