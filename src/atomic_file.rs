@@ -4,25 +4,14 @@
 //! finds either the old content or the new, never a part. It must not know what the files mean.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Puts `content` at `path`, durably: when this returns, a crash of the machine keeps it.
 pub(crate) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace_with_mode(path, content, 0o666)
-}
-
-/// The same for what is nobody else's business, such as password hashes.
-pub(crate) fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace_with_mode(path, content, 0o600)
-}
-
-fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let temporary = temporary_of(path);
-    let written =
-        write_synced(&temporary, content, mode).and_then(|()| fs::rename(&temporary, path));
+    let written = write_synced(&temporary, content).and_then(|()| fs::rename(&temporary, path));
     if written.is_err() {
         // The first error is the one to report; what is left over only takes space.
         let _ = fs::remove_file(&temporary);
@@ -32,10 +21,8 @@ fn replace_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     File::open(directory_of(path))?.sync_all()
 }
 
-fn write_synced(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    // What a crash has left there may have another mode.
-    let _ = fs::remove_file(path);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+fn write_synced(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut file = File::create(path)?;
     file.write_all(content)?;
     file.sync_all()
 }
@@ -66,16 +53,6 @@ mod tests {
         replace(&path, b"second").expect("written");
         assert_eq!(fs::read(&path).expect("readable"), b"second");
         assert_eq!(fs::read_dir(dir.path()).expect("readable").count(), 1);
-    }
-
-    #[test]
-    fn what_is_private_is_the_owners() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("file");
-        replace_private(&path, b"hash").expect("written");
-        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
-        assert_eq!(mode & 0o777, 0o600);
     }
 
     #[test]

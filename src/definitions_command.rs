@@ -1,8 +1,8 @@
 //! `leveret definitions`: import and export from the command line.
 //!
 //! Owns the options, what is printed and the exit codes. A running broker is found by the lock of
-//! its data directory and asked over its control socket; for a stopped one, the file is changed
-//! that it reads when it starts. It must not start a broker.
+//! its data directory and asked over its control socket; that of a stopped one is opened while the
+//! lock is held. It must not serve clients.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,15 +10,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use crate::broker::{Broker, Definitions, Drive, Imported};
-use crate::config::Config;
+use crate::broker::{Definitions, Drive};
 use crate::data_dir::{DataDir, DataDirError};
-use crate::definitions_file::{DefinitionsFile, add_missing};
+use crate::provision;
 
 /// The control socket's name in the data directory.
 pub const SOCKET: &str = "control.sock";
@@ -31,8 +29,8 @@ Examples:
   leveret definitions export                         to standard output
   leveret definitions export backup.json --data-dir /var/lib/leveret
 
-While the broker runs, an import is in effect at once and kept for its next starts. While it does
-not, the import is kept for its next starts, and an export has what was imported.
+While the broker runs, an import is in effect at once, and durable when this command ends. While
+it does not, the data directory is read and changed.
 
 Exit codes: 0 done, 1 refused or not possible (then nothing was changed), 2 wrong arguments";
 
@@ -101,7 +99,8 @@ fn import(data_dir: &Path, file: &Path, vhost: Option<String>) -> Result<(), Str
     let directory = data_dir.display();
     let (imported, when) = match DataDir::claim(data_dir) {
         Ok(_claim) => {
-            let imported = import_stopped(data_dir, &definitions.with_vhost(vhost.as_deref()));
+            let definitions = definitions.with_vhost(vhost.as_deref());
+            let imported = provision::import_stopped(data_dir, &definitions);
             let when = format!("no broker runs on {directory}: in effect when one starts there");
             (imported.map_err(refused)?, when)
         }
@@ -118,23 +117,6 @@ fn import(data_dir: &Path, file: &Path, vhost: Option<String>) -> Result<(), Str
     Ok(())
 }
 
-/// Tries the import on a broker of its own, then adds it to what the next start brings along.
-fn import_stopped(data_dir: &Path, definitions: &Definitions) -> Result<Imported, String> {
-    let file = DefinitionsFile::of(data_dir);
-    let kept = file.read().map_err(|reason| format!("{}: {reason}", file.path().display()))?;
-    let broker = Broker::without_defaults(Arc::new(Config::default()), u64::MAX);
-    let mut kept = kept.unwrap_or_default();
-    add_missing(&broker, [&kept, definitions].into_iter());
-    let mut drive = Drive::default();
-    broker.import_definitions(&kept, &mut drive).map_err(|error| error.to_string())?;
-    let imported = broker.import_definitions(definitions, &mut drive);
-    let imported = imported.map_err(|error| error.to_string())?;
-    kept.absorb(definitions.clone());
-    kept.hash_passwords(&broker.users());
-    file.write(&kept)?;
-    Ok(imported)
-}
-
 fn export(data_dir: &Path, file: Option<&Path>) -> Result<(), String> {
     if !data_dir.is_dir() {
         return Err(format!(
@@ -143,10 +125,12 @@ fn export(data_dir: &Path, file: Option<&Path>) -> Result<(), String> {
         ));
     }
     let definitions = match DataDir::claim(data_dir) {
+        Ok(_claim) if !provision::has_definitions(data_dir) => {
+            return Err("no broker has run here, and nothing was imported".to_owned());
+        }
         Ok(_claim) => {
-            let kept = DefinitionsFile::of(data_dir);
-            let read = kept.read().map_err(|e| format!("{}: {e}", kept.path().display()))?;
-            read.ok_or("the broker is not running, and nothing was imported for its next start")?
+            let (broker, _) = provision::open_stopped(data_dir, &mut Drive::default())?;
+            broker.export_definitions()
         }
         Err(DataDirError::InUse { .. }) => {
             let answer = ask(data_dir, &json!({"command": "export"}))?;

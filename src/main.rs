@@ -15,9 +15,9 @@ use leveret::StartError;
 use leveret::config::{Config, Log};
 use leveret::data_dir::DataDir;
 use leveret::definitions_command;
-use leveret::definitions_file::{self, DefinitionsFile};
 use leveret::net::{Control, Server};
 use leveret::perf;
+use leveret::provision;
 use leveret::ready_file::ReadyFile;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -161,10 +161,6 @@ fn open_data_dir(config: &Config) -> Result<DataDir, StartError> {
     let identity = data_dir.identity();
     let (node_id, boots) = (&identity.node_id, identity.boots);
     info!(path = %config.data_dir.display(), %node_id, boots, "data directory opened");
-    warn!(
-        "queues and messages are kept in memory in this version: of what clients declare, nothing \
-         survives a restart; imported definitions do"
-    );
     Ok(data_dir)
 }
 
@@ -177,8 +173,10 @@ async fn run(
     // Before the ready file: whoever reads it may send a signal at once.
     let signals = Signals::subscribe()?;
     let data_dir = has_data_dir.then_some(config.data_dir.as_path());
-    let fill = |broker: &_, drive: &mut _| definitions_file::fill(broker, &config, data_dir, drive);
-    let mut server = Server::bind_filled(config.clone(), fill).await?;
+    let fill = |broker: &_, drive: &mut _| provision::fill(broker, &config, data_dir, drive);
+    let store_dir = data_dir.map(provision::store_dir);
+    let mut server = Server::bind_filled(config.clone(), store_dir.as_deref(), fill).await?;
+    let broker = server.broker().clone();
     if let Some(data_dir) = data_dir {
         server = with_control(server, data_dir);
     }
@@ -190,16 +188,15 @@ async fn run(
         file.announce(&addresses)?;
     }
     serve_until_signal(server, signals).await;
+    broker.close_store();
     info!("stopped");
     Ok(())
 }
 
 /// Lets `leveret definitions` reach the broker. Without that it serves its clients all the same.
 fn with_control(server: Server, data_dir: &Path) -> Server {
-    let file = DefinitionsFile::of(data_dir);
-    let keep = Arc::new(move |broker: &_, imported: &_| file.keep(broker, imported));
     let path = data_dir.join(definitions_command::SOCKET);
-    match Control::bind(&path, keep) {
+    match Control::bind(&path) {
         Ok(control) => server.with_control(control),
         Err(error) => {
             let path = path.display();

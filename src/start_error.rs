@@ -60,6 +60,18 @@ pub enum StartError {
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// The store cannot be opened, read or written.
+    #[error(
+        "cannot use the store {path}: {reason}. Restore the data directory from a backup, or \
+         choose another with --data-dir",
+        path = .path.display()
+    )]
+    Store {
+        /// Its directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The ready file cannot be written.
     #[error(
         "cannot write the ready file {path}: {source}. Its directory must exist and be writable",
@@ -93,6 +105,7 @@ impl StartError {
             | Self::Definitions { .. }
             | Self::DataDir(_)
             | Self::ReadyFile { .. }
+            | Self::Store { .. }
             | Self::System { .. } => 1,
         }
     }

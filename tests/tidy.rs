@@ -41,8 +41,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("perf", &["codec", "error"]),
     // The process.
     ("data_dir", &["atomic_file"]),
-    ("definitions_command", &["broker", "config", "data_dir", "definitions_file"]),
-    ("definitions_file", &["atomic_file", "broker", "config", "start_error"]),
+    ("definitions_command", &["broker", "data_dir", "provision"]),
+    ("provision", &["broker", "config", "start_error"]),
     ("ready_file", &["atomic_file", "start_error"]),
     ("start_error", &["config", "data_dir"]),
 ];

@@ -124,6 +124,7 @@ impl Broker {
     /// # Errors
     /// When there is no such user or vhost, or a pattern is not valid.
     pub fn set_permissions(&self, definition: &PermissionDefinition) -> Result<(), AccessError> {
+        let _ordered = self.vhost_changes.lock();
         self.check_vhost(&definition.vhost)?;
         self.access.set_permissions(definition)
     }
@@ -133,6 +134,7 @@ impl Broker {
     /// # Errors
     /// When there is no such user or vhost.
     pub fn clear_permissions(&self, vhost: &str, user: &str) -> Result<(), AccessError> {
+        let _ordered = self.vhost_changes.lock();
         self.check_vhost(vhost)?;
         self.access.clear_permissions(vhost, user)
     }
@@ -150,6 +152,7 @@ impl Broker {
         &self,
         definition: &TopicPermissionDefinition,
     ) -> Result<(), AccessError> {
+        let _ordered = self.vhost_changes.lock();
         self.check_vhost(&definition.vhost)?;
         self.access.set_topic_permissions(definition)
     }
@@ -164,6 +167,7 @@ impl Broker {
         user: &str,
         exchange: Option<&str>,
     ) -> Result<(), AccessError> {
+        let _ordered = self.vhost_changes.lock();
         self.check_vhost(vhost)?;
         self.access.clear_topic_permissions(vhost, user, exchange)
     }
@@ -182,6 +186,7 @@ impl Broker {
     /// When the name is empty or too long.
     pub fn put_vhost(&self, name: &str, metadata: VhostMetadata) -> Result<(), AccessError> {
         check_name("vhost", name)?;
+        let _ordered = self.vhost_changes.lock();
         let new = || Vhost::new(name, self.services.clone());
         let vhost = self.vhosts.entry(name.into()).or_insert_with(new).clone();
         vhost.set_metadata(metadata);
@@ -193,6 +198,7 @@ impl Broker {
     /// # Errors
     /// When there is no such vhost.
     pub fn set_vhost_limits(&self, name: &str, limits: VhostLimits) -> Result<(), AccessError> {
+        let _ordered = self.vhost_changes.lock();
         let vhost = self.vhost(name).ok_or_else(|| AccessError::no_vhost(name))?;
         vhost.set_limits(limits);
         Ok(())
@@ -203,10 +209,13 @@ impl Broker {
     /// # Errors
     /// When there is no such vhost.
     pub fn delete_vhost(&self, name: &str) -> Result<(), AccessError> {
-        let (_, vhost) = self.vhosts.remove(name).ok_or_else(|| AccessError::no_vhost(name))?;
         let mut drive = Drive::default();
-        vhost.delete_contents(&mut drive);
-        self.access.forget_vhost(name);
+        {
+            let _ordered = self.vhost_changes.lock();
+            let (_, vhost) = self.vhosts.remove(name).ok_or_else(|| AccessError::no_vhost(name))?;
+            vhost.delete_contents(self.access.changes_of_vhost(name), &mut drive);
+            self.access.forget_vhost(name);
+        }
         drive.finish();
         Ok(())
     }

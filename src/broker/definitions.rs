@@ -11,6 +11,8 @@
 mod export;
 mod model;
 mod object;
+pub(super) mod record;
+mod recovery;
 mod table;
 
 use std::collections::BTreeMap;
@@ -24,7 +26,7 @@ use super::{
     TopicPermissionDefinition, UserDefinition, UserLimits, Vhost, VhostLimits, VhostMetadata,
 };
 use crate::codec::method::{AMQPValue, FieldTable};
-use crate::routing::{Destination, ExchangeKind, ExchangeSpec};
+use crate::routing::{Destination, ExchangeKind, ExchangeSpec, QueueId};
 use model::{Binding, Exchange, Parameter, Queue, User, VhostEntry};
 pub use model::{Definitions, DefinitionsError};
 
@@ -68,16 +70,21 @@ impl Broker {
         let definitions = definitions.with_vhost(None);
         let scratch = Self::without_defaults(self.config.clone(), u64::MAX);
         let mut scratch_drive = Drive::default();
-        Import { broker: &scratch, drive: &mut scratch_drive, imported: Imported::default() }
-            .run(&self.export_definitions())?;
-        Import { broker: &scratch, drive: &mut scratch_drive, imported: Imported::default() }
-            .run(&definitions)?;
-        Import { broker: self, drive, imported: Imported::default() }.run(&definitions)
+        Import::new(&scratch, &mut scratch_drive).run(&self.export_definitions())?;
+        Import::new(&scratch, &mut scratch_drive).run(&definitions)?;
+        Import::new(self, drive).run(&definitions)
     }
 
     /// Parameters of the whole cluster, by name. They mean nothing here but are kept.
     pub fn global_parameters(&self) -> BTreeMap<String, Value> {
         self.global_parameters.read().clone()
+    }
+
+    /// Sets a parameter of the whole cluster.
+    pub fn set_global_parameter(&self, name: &str, value: &Value) {
+        let mut parameters = self.global_parameters.write();
+        parameters.insert(name.to_owned(), value.clone());
+        self.services.definitions.change(|| [record::global_parameter(name, value)]);
     }
 }
 
@@ -86,14 +93,22 @@ struct Import<'a> {
     broker: &'a Broker,
     drive: &'a mut Drive,
     imported: Imported,
+    /// Whether the definitions come from the store: then what is refused is left out.
+    is_recovery: bool,
 }
 
-impl Import<'_> {
+impl<'a> Import<'a> {
+    fn new(broker: &'a Broker, drive: &'a mut Drive) -> Self {
+        Self { broker, drive, imported: Imported::default(), is_recovery: false }
+    }
+
     fn run(mut self, definitions: &Definitions) -> Result<Imported, DefinitionsError> {
         let md5 = definitions.hashes_are_md5();
         self.each("users", &definitions.users, |import, user| import.user(user, md5))?;
         self.each("vhosts", &definitions.vhosts, Self::vhost)?;
-        self.check_queue_limits(&definitions.queues)?;
+        if !self.is_recovery {
+            self.check_queue_limits(&definitions.queues)?;
+        }
         self.each("permissions", &definitions.permissions, |import, permission| {
             let result = import.broker.set_permissions(permission);
             result.map_err(|error| format!("permissions of user '{}': {error}", permission.user))
@@ -107,8 +122,7 @@ impl Import<'_> {
         })?;
         self.each("exchanges", &definitions.exchanges, Self::exchange)?;
         self.each("global parameters", &definitions.global_parameters, |import, parameter| {
-            let mut parameters = import.broker.global_parameters.write();
-            parameters.insert(parameter.name.clone(), parameter.value.clone());
+            import.broker.set_global_parameter(&parameter.name, &parameter.value);
             Ok(())
         })?;
         self.each("policies", &definitions.policies, |import, (vhost, policy)| {
@@ -127,7 +141,10 @@ impl Import<'_> {
         mut import: impl FnMut(&mut Self, &T) -> Result<(), String>,
     ) -> Result<(), DefinitionsError> {
         for object in objects {
-            import(self, object).map_err(DefinitionsError)?;
+            match import(self, object) {
+                Err(reason) if self.is_recovery => self.note(format!("left out: {reason}")),
+                outcome => outcome.map_err(DefinitionsError)?,
+            }
         }
         if !objects.is_empty() {
             self.imported.counts.push((kind.to_owned(), objects.len()));
@@ -206,11 +223,10 @@ impl Import<'_> {
             durable: exchange.durable,
             auto_delete: exchange.auto_delete,
             internal: exchange.internal,
-            arguments: table::from_json(&exchange.arguments)
-                .map_err(|error| format!("{what}: {error}"))?,
+            arguments: exchange.arguments.clone(),
         };
         let exists = vhost.check_exchange(name).is_ok();
-        match vhost.declare_exchange(name, spec) {
+        match vhost.declare_exchange(name, spec, self.drive) {
             Ok(()) => Ok(()),
             Err(error) if exists => {
                 self.note(format!("{what} was kept as it is: {}", error.text));
@@ -247,12 +263,14 @@ impl Import<'_> {
     fn queue(&mut self, queue: &Queue) -> Result<(), String> {
         let vhost = self.of_vhost(&queue.vhost)?;
         let what = vhost.describe_queue(&queue.name);
+        if let Some(id) = queue.id {
+            return self.restore_queue(&vhost, queue, QueueId(id));
+        }
         if queue.name.is_empty() || queue.name.starts_with(RESERVED) {
             self.note(format!("{what} was left out: its name is reserved"));
             return Ok(());
         }
-        let mut arguments =
-            table::from_json(&queue.arguments).map_err(|error| format!("{what}: {error}"))?;
+        let mut arguments = queue.arguments.clone();
         let is_classic_by_default = vhost.definition().metadata.default_queue_type.is_none();
         add_type(&mut arguments, queue.kind.as_deref(), is_classic_by_default);
         let declaration = Declaration {
@@ -294,10 +312,8 @@ impl Import<'_> {
             self.note(format!("{what} was left out: {}", error.text));
             return Ok(());
         }
-        let arguments =
-            table::from_json(&binding.arguments).map_err(|error| format!("{what}: {error}"))?;
         let key = routing_key.as_bytes();
-        let bound = vhost.bind(source, end, key, &arguments, self.drive);
+        let bound = vhost.bind(source, end, key, &binding.arguments, self.drive);
         bound.map_err(|error| format!("{what}: {}", error.text))
     }
 }

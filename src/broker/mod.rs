@@ -16,6 +16,7 @@ mod death;
 mod definitions;
 mod delayed;
 mod drive;
+mod durable;
 mod exchange_memory;
 mod loads;
 mod memory;
@@ -31,18 +32,20 @@ mod token;
 mod vhost;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use dashmap::DashMap;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use serde_json::Value;
 
 use crate::clock::Millis;
-use crate::config::Config;
-use crate::store::Store;
+use crate::config::{Config, StoreConfig, SyncMode};
+use crate::store::{self, Store};
 
+pub(crate) use crate::store::Ticket;
 pub(crate) use access::{Access, LoginRefused, Presence, Resource, Right, Rights};
 pub use access::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
@@ -74,6 +77,9 @@ pub struct Broker {
     services: Arc<Services>,
     vhosts: DashMap<Box<str>, Arc<Vhost>>,
     access: Arc<Access>,
+    /// Held while vhosts are changed or permissions in them, so that none outlives its vhost. Taken
+    /// before any other lock.
+    vhost_changes: Mutex<()>,
     /// See [`Broker::global_parameters`].
     global_parameters: RwLock<BTreeMap<String, Value>>,
     next_connection: AtomicU64,
@@ -91,16 +97,50 @@ impl Broker {
 
     /// A broker without any vhost or user, for those who bring their own.
     pub fn without_defaults(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
+        Self::with_store(config, memory_limit_bytes, None)
+    }
+
+    /// The same with a store in this directory, which is made if it is not there. What it has
+    /// comes with [`Broker::recover`].
+    ///
+    /// # Errors
+    /// When the store cannot be opened.
+    pub fn open(
+        config: Arc<Config>,
+        memory_limit_bytes: u64,
+        store_dir: Option<&Path>,
+    ) -> Result<Self, String> {
+        let options = store_options(&config.store);
+        let store = store_dir.map(|path| Store::open(path, &options));
+        let store = store.transpose().map_err(|error| error.to_string())?;
+        Ok(Self::with_store(config, memory_limit_bytes, store.map(Arc::new)))
+    }
+
+    pub(crate) fn with_store(
+        config: Arc<Config>,
+        memory_limit_bytes: u64,
+        store: Option<Arc<Store>>,
+    ) -> Self {
         let message_bytes_max = config.limits.max_message_size_bytes;
         let memory = Arc::new(Memory::new(memory_limit_bytes, message_bytes_max));
         let timeout_ms = config.limits.consumer_timeout_ms;
         let timeout_ms = (timeout_ms > 0).then_some(timeout_ms);
-        let services = Arc::new(Services::new(memory, timeout_ms));
-        let (vhosts, access) = (DashMap::new(), Arc::new(Access::new()));
+        let queue_memory = bytes(config.store.queue_memory_bytes);
+        let services = Arc::new(Services::new(memory, timeout_ms, store, queue_memory));
+        let (vhosts, access) = (DashMap::new(), Arc::new(Access::new(services.clone())));
         let next_connection = AtomicU64::new(1);
         let connections = AtomicUsize::new(0);
-        let global_parameters = RwLock::default();
-        Self { config, services, vhosts, access, global_parameters, next_connection, connections }
+        let (vhost_changes, global_parameters) = (Mutex::default(), RwLock::default());
+        Self {
+            config,
+            services,
+            vhosts,
+            access,
+            vhost_changes,
+            global_parameters,
+            next_connection,
+            connections,
+        }
     }
 
     /// The configuration that the broker was started with.
@@ -175,4 +215,18 @@ impl Broker {
     pub(crate) fn next_connection_id(&self) -> ConnectionId {
         ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed))
     }
+}
+
+fn store_options(config: &StoreConfig) -> store::Options {
+    let sync = match config.sync {
+        SyncMode::Always => store::SyncMode::Always,
+        SyncMode::Interval => store::SyncMode::Interval(config.sync_interval_ms),
+        SyncMode::Os => store::SyncMode::Os,
+    };
+    store::Options { sync, backlog_bytes: bytes(config.backlog_bytes) }
+}
+
+/// What does not fit into memory is no bound there.
+fn bytes(configured: u64) -> usize {
+    usize::try_from(configured).unwrap_or(usize::MAX)
 }

@@ -225,7 +225,7 @@ mod tests {
         arguments.insert("x-delayed-type".into(), AMQPValue::LongString("x-recent-history".into()));
         arguments.insert("x-message-deduplication".into(), AMQPValue::Boolean(true));
         let spec = ExchangeSpec { arguments, ..ExchangeSpec::durable(ExchangeKind::Delayed) };
-        vhost.declare_exchange("x", spec).expect("a new exchange");
+        vhost.declare_exchange("x", spec, &mut Drive::default()).expect("a new exchange");
         let (mut drive, mut routed) = (Drive::default(), Routed::default());
         let mut publish = |fields: &[(&str, AMQPValue)]| {
             let header = header(fields);
@@ -244,8 +244,7 @@ mod tests {
         ]);
         assert!(before < delayed && delayed < latest && latest < seen);
         assert_eq!(vhost.messages_delayed("x"), 1);
-        let delete = |topology: &mut Topology| topology.delete_exchange("x", false).map(|_| true);
-        vhost.change(delete).expect("it is deleted");
+        vhost.delete_exchange("x", false, &mut Drive::default()).expect("it is deleted");
         assert_eq!((services.memory.used(), vhost.messages_delayed("x")), (before, 0));
     }
 }

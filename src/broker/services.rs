@@ -1,12 +1,13 @@
 //! What all vhosts and queues of a broker share.
 //!
-//! Owns the memory gauge, the deadlines and the numbers of queues. It must not know vhosts or
-//! queues.
+//! Owns the memory gauge, the deadlines, the numbers of queues and the way to the store. It must not
+//! know vhosts or queues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::deadlines::Deadlines;
+use super::durable::DurableDefinitions;
 use super::loads::Loads;
 use super::memory::Memory;
 use crate::queue::Settings;
@@ -17,8 +18,9 @@ use crate::store::Store;
 pub(crate) struct Services {
     pub(crate) memory: Arc<Memory>,
     pub(crate) deadlines: Deadlines,
-    /// Where durable messages and definitions are kept, if anywhere.
+    /// What survives the process; none where no disk is used.
     pub(crate) store: Option<Arc<Store>>,
+    pub(crate) definitions: DurableDefinitions,
     pub(crate) loads: Loads,
     queue_memory_bytes: usize,
     next_id: AtomicU64,
@@ -26,11 +28,26 @@ pub(crate) struct Services {
 }
 
 impl Services {
-    /// `consumer_timeout_ms` is for queues that set none of their own.
-    pub(crate) fn new(memory: Arc<Memory>, consumer_timeout_ms: Option<u64>) -> Self {
+    /// `consumer_timeout_ms` is for queues that set none of their own; `queue_memory_bytes` is
+    /// what each keeps in memory of what the store has, too.
+    pub(crate) fn new(
+        memory: Arc<Memory>,
+        consumer_timeout_ms: Option<u64>,
+        store: Option<Arc<Store>>,
+        queue_memory_bytes: usize,
+    ) -> Self {
         let (deadlines, next_id) = (Deadlines::default(), AtomicU64::new(1));
-        let (store, loads, queue_memory_bytes) = (None, Loads::default(), 8 * 1024 * 1024);
-        Self { memory, deadlines, store, loads, queue_memory_bytes, next_id, consumer_timeout_ms }
+        let (definitions, loads) = (DurableDefinitions::new(store.clone()), Loads::default());
+        Self {
+            memory,
+            deadlines,
+            store,
+            definitions,
+            loads,
+            queue_memory_bytes,
+            next_id,
+            consumer_timeout_ms,
+        }
     }
 
     /// How much of its messages a queue keeps in memory that the store has, too, in bytes.
@@ -38,15 +55,20 @@ impl Services {
         self.queue_memory_bytes
     }
 
-    /// Services without limits.
+    /// Services without limits or a store.
     #[cfg(test)]
     pub(crate) fn for_test() -> Arc<Self> {
-        Arc::new(Self::new(Arc::new(Memory::new(u64::MAX, 0)), None))
+        Arc::new(Self::new(Arc::new(Memory::new(u64::MAX, 0)), None, None, usize::MAX))
     }
 
     /// A number that was never given out: it names a queue, or whatever else has deadlines.
     pub(crate) fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Gives out no number below `first`.
+    pub(crate) fn begin_ids(&self, first: u64) {
+        self.next_id.fetch_max(first, Ordering::Relaxed);
     }
 
     /// A queue's settings with what the broker adds.

@@ -6,6 +6,7 @@
 //!
 //! Lock order: the policies, the topology, then a queue.
 
+mod durable;
 mod policies;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use dashmap::DashMap;
 use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::access::{Occupancy, VhostDefinition, VhostLimits, VhostMetadata};
+use super::definitions::record;
 use super::drive::Drive;
 use super::exchange_memory::ExchangeMemory;
 use super::outbox::ConnectionId;
@@ -24,7 +26,8 @@ use super::{Services, token};
 use crate::codec::method::{AMQPValue, FieldTable};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::{Kind, check_arguments, check_equivalence, check_kind};
-use crate::routing::{Destination, ExchangeKind, ExchangeSpec, QueueId, Topology};
+use crate::routing::{BindingView, Destination, ExchangeKind, ExchangeSpec, QueueId, Topology};
+use crate::store::Change;
 
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";
@@ -80,21 +83,33 @@ impl Vhost {
     }
 
     pub(crate) fn set_metadata(&self, metadata: VhostMetadata) {
-        self.settings.write().0 = metadata;
+        self.set(|settings| settings.0 = metadata);
     }
 
     pub(crate) fn set_limits(&self, limits: VhostLimits) {
-        self.settings.write().1 = limits;
+        self.set(|settings| settings.1 = limits);
+    }
+
+    fn set(&self, set: impl FnOnce(&mut (VhostMetadata, VhostLimits))) {
+        let mut settings = self.settings.write();
+        set(&mut settings);
+        let (name, (metadata, limits)) = (self.name.to_string(), settings.clone());
+        let definition = VhostDefinition { name, metadata, limits };
+        self.services.definitions.change(|| [record::vhost(&definition)]);
     }
 
     pub(crate) fn limits(&self) -> VhostLimits {
         self.settings.read().1
     }
 
-    /// The vhost is deleted: no queue is left, and none comes any more.
-    pub(crate) fn delete_contents(&self, drive: &mut Drive) {
+    /// The vhost is deleted: no queue is left, and none comes any more. What else goes along in the
+    /// store goes in the same step.
+    pub(crate) fn delete_contents(&self, along: Vec<Change>, drive: &mut Drive) {
+        let policies = self.policies.write();
         let mut topology = self.topology.write();
-        // Under the topology's lock, so that no declaration comes between.
+        let changes = || along.into_iter().chain(self.changes_of_all(&topology, &policies));
+        self.services.definitions.change(changes);
+        // Under these locks, so that no declaration and no policy comes between.
         self.occupancy.set_gone();
         let cells: Vec<_> = self.queues.iter().map(|cell| cell.clone()).collect();
         for cell in cells {
@@ -197,6 +212,7 @@ impl Vhost {
             if let Ok(cell) = self.queue(name) {
                 self.check_redeclare(&cell, asker, &declaration)?;
                 if cell.touch(drive) {
+                    self.await_queue(&cell, drive);
                     return Ok(cell);
                 }
                 // It has expired meanwhile: its name is free in a moment.
@@ -287,19 +303,31 @@ impl Vhost {
         declaration: Declaration,
         drive: &mut Drive,
     ) -> Option<Arc<QueueCell>> {
+        self.restore_queue(QueueId(self.services.next_id()), name, declaration, drive)
+    }
+
+    /// The same with a number that the queue has had before.
+    pub(crate) fn restore_queue(
+        &self,
+        id: QueueId,
+        name: &str,
+        declaration: Declaration,
+        drive: &mut Drive,
+    ) -> Option<Arc<QueueCell>> {
         // Held until the queue can be found, so that no change passes it by.
         let policies = self.policies.read();
         let settings = policies.settings(name, &declaration);
         let mut topology = self.topology.write();
-        if let Some(id) = topology.queue(name.as_bytes()) {
-            if self.queues.get(&id).is_some_and(|cell| !cell.is_gone()) {
+        if let Some(left) = topology.queue(name.as_bytes()) {
+            if self.queues.get(&left).is_some_and(|cell| !cell.is_gone()) {
                 return None;
             }
             // A crash has left it behind (see `QueueCell`).
-            topology.remove_queue(id);
-            self.queues.remove(&id);
+            let removed = topology.remove_queue(left);
+            if let Some((_, cell)) = self.queues.remove(&left) {
+                self.store_removed_queue(&topology, &removed, &cell, drive);
+            }
         }
-        let id = QueueId(self.services.next_id());
         let (this, services) = (self.this.clone(), self.services.clone());
         let cell = Arc::new(QueueCell::new(id, name, declaration, this, services));
         if self.occupancy.is_gone() {
@@ -310,6 +338,7 @@ impl Vhost {
         cell.touch(drive);
         self.queues.insert(id, cell.clone());
         topology.add_queue(name, id);
+        self.store_queue(&cell, drive);
         self.unlock_changed(topology);
         Some(cell)
     }
@@ -331,22 +360,11 @@ impl Vhost {
                 return Err(AmqpError::new(ReplyCode::PreconditionFailed, text));
             }
         };
-        topology.remove_queue(cell.id());
+        let removed = topology.remove_queue(cell.id());
         self.queues.remove(&cell.id());
+        self.store_removed_queue(&topology, &removed, cell, drive);
         self.unlock_changed(topology);
         Ok(count)
-    }
-
-    /// Runs a change of exchanges or bindings, which answers whether it has changed anything.
-    pub(crate) fn change(
-        &self,
-        change: impl FnOnce(&mut Topology) -> Result<bool, AmqpError>,
-    ) -> Result<(), AmqpError> {
-        let mut topology = self.topology.write();
-        if change(&mut topology)? {
-            self.unlock_changed(topology);
-        }
-        Ok(())
     }
 
     /// queue.bind and exchange.bind. What is bound to a recent-history exchange gets the latest
@@ -361,9 +379,34 @@ impl Vhost {
     ) -> Result<(), AmqpError> {
         let mut topology = self.topology.write();
         self.check_local_random(&topology, source, destination)?;
-        if topology.bind(source, destination, key, arguments)? {
+        let is_new = topology.bind(source, destination, key, arguments)?;
+        self.store_binding(
+            &topology,
+            &BindingView { source, destination, key, arguments },
+            is_new,
+            drive,
+        );
+        if is_new {
             self.changed();
             self.replay(&topology, source, destination, drive);
+        }
+        Ok(())
+    }
+
+    /// queue.unbind and exchange.unbind.
+    pub(crate) fn unbind(
+        &self,
+        source: &str,
+        destination: Destination<'_>,
+        key: &[u8],
+        arguments: &FieldTable,
+        drive: &mut Drive,
+    ) -> Result<(), AmqpError> {
+        let mut topology = self.topology.write();
+        let removed = topology.unbind(source, destination, key, arguments)?;
+        self.store_removed(&topology, &removed, drive);
+        if !removed.bindings.is_empty() {
+            self.unlock_changed(topology);
         }
         Ok(())
     }
@@ -421,16 +464,38 @@ impl Vhost {
     }
 
     /// exchange.declare, not passive.
-    pub(crate) fn declare_exchange(&self, name: &str, spec: ExchangeSpec) -> Result<(), AmqpError> {
+    pub(crate) fn declare_exchange(
+        &self,
+        name: &str,
+        spec: ExchangeSpec,
+        drive: &mut Drive,
+    ) -> Result<(), AmqpError> {
         let policies = self.policies.read();
         let alternate = policies.alternate(name);
-        self.change(|topology| {
-            let is_new = topology.declare_exchange(name, spec)?;
-            if is_new {
-                topology.set_policy_alternate(name, alternate);
-            }
-            Ok(is_new)
-        })
+        let mut topology = self.topology.write();
+        let is_new = topology.declare_exchange(name, spec)?;
+        self.store_exchange(&topology, name, is_new, drive);
+        if is_new {
+            topology.set_policy_alternate(name, alternate);
+            self.unlock_changed(topology);
+        }
+        Ok(())
+    }
+
+    /// exchange.delete.
+    pub(crate) fn delete_exchange(
+        &self,
+        name: &str,
+        if_unused: bool,
+        drive: &mut Drive,
+    ) -> Result<(), AmqpError> {
+        let mut topology = self.topology.write();
+        let removed = topology.delete_exchange(name, if_unused)?;
+        self.store_removed(&topology, &removed, drive);
+        if !removed.exchanges.is_empty() {
+            self.unlock_changed(topology);
+        }
+        Ok(())
     }
 
     /// queue.bind and queue.unbind: the queue has to be there and open to the asker.
@@ -522,7 +587,7 @@ mod tests {
         let vhost = Vhost::new("/", Services::for_test());
         let drive = &mut Drive::default();
         vhost.declare_queue("q", ConnectionId(1), declaration(), drive).expect("a queue");
-        vhost.delete_contents(drive);
+        vhost.delete_contents(Vec::new(), drive);
         assert!(vhost.queue("q").is_err());
         vhost.declare_queue("q", ConnectionId(1), declaration(), drive).expect("nobody is told");
         assert!(vhost.queue("q").is_err(), "but nobody else finds it");

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
+use amq_protocol::types::parsing::parse_field_table;
 use amq_protocol::types::{AMQPValue, FieldTable};
 
 /// How deep tables and arrays may nest. A frame of 128 KiB could nest more than 20,000 of them,
@@ -444,6 +445,19 @@ pub fn encode(table: &FieldTable) -> Vec<u8> {
     let mut out = Vec::new();
     put_entries(table, &mut out);
     out
+}
+
+/// What [`encode`] has written.
+///
+/// # Errors
+/// When the bytes are not the contents of a table, or nest too deeply.
+pub fn decode(contents: &[u8]) -> Result<FieldTable, TableError> {
+    check(contents, DEPTH_MAX)?;
+    let len = u32::try_from(contents.len()).map_err(|_| TableError::Truncated)?;
+    match parse_field_table(&[&len.to_be_bytes(), contents].concat()[..]) {
+        Ok(([], table)) => Ok(table),
+        _ => Err(TableError::Truncated),
+    }
 }
 
 fn put_entries(table: &FieldTable, out: &mut Vec<u8>) {

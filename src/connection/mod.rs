@@ -15,6 +15,7 @@ mod consume;
 mod content;
 mod dispatch;
 mod handshake;
+mod held;
 mod liveness;
 mod login;
 mod publish;
@@ -39,6 +40,7 @@ use crate::codec::{frame, hot};
 
 use channel::Channel;
 use handshake::Phase;
+use held::Held;
 pub use liveness::{Liveness, Verdict};
 pub use login::{Login, LoginVerdict};
 use publish::{Refusable, Routes};
@@ -89,6 +91,9 @@ pub enum Next {
     /// A password is to be checked, which takes a while: let [`Connection::login`] do that
     /// elsewhere, tell [`Connection::finish_login`], then feed what is left again.
     AwaitLogin,
+    /// A reply waits until what it tells of is durable: wait for [`Connection::when_stored`], then
+    /// feed what is left again.
+    AwaitStore,
     /// The connection is over: write what is in the outbox, wait, and close the socket.
     Close {
         /// How long to wait, so that guessing passwords takes its time.
@@ -129,6 +134,8 @@ pub struct Connection {
     presence: Option<[Presence; 2]>,
     /// The client understands connection.blocked.
     knows_blocked: bool,
+    /// A reply that waits for the store.
+    held: Option<Held>,
     /// By channel number; the first entry is not used.
     channels: Vec<Option<Box<Channel>>>,
     channel_count: usize,
@@ -169,6 +176,7 @@ impl Connection {
             rights: None,
             presence: None,
             knows_blocked: false,
+            held: None,
             channels: Vec::new(),
             channel_count: 0,
             owned: Vec::new(),
@@ -233,6 +241,9 @@ impl Connection {
             self.notice_changes(worker);
         }
         self.end_closed_channels(worker);
+        if !self.release_held(worker) {
+            return Progress { consumed: 0, next: Next::AwaitStore };
+        }
         self.refresh_routes();
         // What others have left to the store is not this connection's to wait for.
         worker.drive.take_ticket();
@@ -261,6 +272,9 @@ impl Connection {
         while !self.is_over() {
             if self.login.is_some() {
                 return (consumed, Next::AwaitLogin);
+            }
+            if self.held.is_some() {
+                return (consumed, Next::AwaitStore);
             }
             let rest = &bytes[consumed..];
             if self.phase == Phase::ProtocolHeader {

@@ -6,7 +6,7 @@
 use super::publish::REPLY_TO;
 use super::{Connection, Worker};
 use crate::broker::{Declaration, DeleteIf, QueueCell, Resource, Right};
-use crate::codec::method::{AMQPClass, FieldTable, exchange, queue};
+use crate::codec::method::{AMQPClass, exchange, queue};
 use crate::error::{AmqpError, ReplyCode};
 use crate::queue::Kind;
 use crate::routing::{Destination, ExchangeKind, ExchangeSpec};
@@ -23,7 +23,7 @@ impl Connection {
         use exchange::AMQPMethod as Method;
         let (nowait, ok) = match method {
             Method::Declare(declare) => {
-                self.declare_exchange(&declare)?;
+                self.declare_exchange(&declare, worker)?;
                 (declare.nowait, Method::DeclareOk(exchange::DeclareOk {}))
             }
             Method::Delete(delete) => {
@@ -32,10 +32,7 @@ impl Connection {
                 if !name.is_empty() && !name.starts_with("amq.") {
                     self.check(Right::Configure, Resource::Exchange(&name))?;
                 }
-                self.vhost().change(|topology| {
-                    let removed = topology.delete_exchange(&name, delete.if_unused)?;
-                    Ok(!removed.exchanges.is_empty())
-                })?;
+                self.vhost().delete_exchange(&name, delete.if_unused, &mut worker.drive)?;
                 (delete.nowait, Method::DeleteOk(exchange::DeleteOk {}))
             }
             Method::Bind(bind) => {
@@ -54,18 +51,23 @@ impl Connection {
                 let key = unbind.routing_key.as_str();
                 let to = Destination::Exchange(&destination);
                 self.check_binding(&source, to, key)?;
-                self.unbind(&source, to, key, &unbind.arguments)?;
+                let key = key.as_bytes();
+                self.vhost().unbind(&source, to, key, &unbind.arguments, &mut worker.drive)?;
                 (unbind.nowait, Method::UnbindOk(exchange::UnbindOk {}))
             }
             _ => return Err(super::dispatch::unimplemented()),
         };
         if !nowait {
-            self.send(number, AMQPClass::Exchange(ok), worker);
+            self.send_durable(number, AMQPClass::Exchange(ok), worker);
         }
         Ok(())
     }
 
-    fn declare_exchange(&mut self, declare: &exchange::Declare) -> Result<(), AmqpError> {
+    fn declare_exchange(
+        &mut self,
+        declare: &exchange::Declare,
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
         let name = stripped(declare.exchange.as_str());
         if declare.passive {
             return self.vhost().check_exchange(&name);
@@ -78,21 +80,7 @@ impl Connection {
             arguments: declare.arguments.clone(),
         };
         self.check_declare_exchange(&name, spec.alternate())?;
-        self.vhost().declare_exchange(&name, spec)
-    }
-
-    fn unbind(
-        &self,
-        source: &str,
-        destination: Destination<'_>,
-        key: &str,
-        arguments: &FieldTable,
-    ) -> Result<(), AmqpError> {
-        let unbind = |topology: &mut crate::routing::Topology| {
-            let removed = topology.unbind(source, destination, key.as_bytes(), arguments)?;
-            Ok(!removed.bindings.is_empty())
-        };
-        self.vhost().change(unbind)
+        self.vhost().declare_exchange(&name, spec, &mut worker.drive)
     }
 
     pub(super) fn handle_queue(
@@ -131,7 +119,8 @@ impl Connection {
                 if self.vhost().is_bound(&source, to, key.as_bytes(), &unbind.arguments) {
                     self.vhost().queue_for(&name, self.id())?;
                 }
-                self.unbind(&source, to, &key, &unbind.arguments)?;
+                let key = key.as_bytes();
+                self.vhost().unbind(&source, to, key, &unbind.arguments, &mut worker.drive)?;
                 (false, Method::UnbindOk(queue::UnbindOk {}))
             }
             Method::Purge(purge) => {
@@ -148,7 +137,7 @@ impl Connection {
             _ => return Err(super::dispatch::unimplemented()),
         };
         if !nowait {
-            self.send(number, AMQPClass::Queue(ok), worker);
+            self.send_durable(number, AMQPClass::Queue(ok), worker);
         }
         Ok(())
     }

@@ -101,7 +101,8 @@ impl Connection {
             tx::AMQPMethod::Commit(_) => {
                 let taken = self.take_transaction(number)?;
                 self.commit_transaction(number, taken, worker)?;
-                self.send(number, AMQPClass::Tx(tx::AMQPMethod::CommitOk(tx::CommitOk {})), worker);
+                let ok = tx::AMQPMethod::CommitOk(tx::CommitOk {});
+                self.send_durable(number, AMQPClass::Tx(ok), worker);
                 Ok(())
             }
             tx::AMQPMethod::Rollback(_) => {

@@ -5,6 +5,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,25 +47,30 @@ impl Server {
     /// # Errors
     /// When an address cannot be listened on.
     pub async fn bind(config: Arc<Config>) -> Result<Self, StartError> {
-        Self::bind_filled(config, |broker, _| {
+        Self::bind_filled(config, None, |broker, _| {
             broker.add_defaults();
             Ok(())
         })
         .await
     }
 
-    /// Makes a broker, lets `fill` put in what it begins with, and binds all addresses of the
-    /// configuration. Clients can connect from then on; they are served by [`Server::run`].
+    /// Makes a broker, with a store in this directory if it is given, lets `fill` put in what it
+    /// begins with, and binds all addresses of the configuration. Clients can connect from then on;
+    /// they are served by [`Server::run`].
     ///
     /// # Errors
-    /// When `fill` fails, or an address cannot be listened on.
+    /// When the store cannot be opened, `fill` fails, or an address cannot be listened on.
     pub async fn bind_filled(
         config: Arc<Config>,
+        store_dir: Option<&Path>,
         fill: impl FnOnce(&Broker, &mut Drive) -> Result<(), StartError>,
     ) -> Result<Self, StartError> {
         let limit_bytes = memory_limit::limit_bytes(config.limits.memory_high_watermark);
         tracing::info!(limit_bytes, "memory limit: above it publishers are blocked");
-        let broker = Arc::new(Broker::without_defaults(config.clone(), limit_bytes));
+        let broker = Broker::open(config.clone(), limit_bytes, store_dir).map_err(|reason| {
+            StartError::Store { path: store_dir.unwrap_or(Path::new("")).to_owned(), reason }
+        })?;
+        let broker = Arc::new(broker);
         worker::with(|lent| fill(&broker, &mut lent.worker.drive))?;
         let mut listeners = Vec::new();
         for address in &config.listeners.amqp {

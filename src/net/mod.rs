@@ -19,7 +19,7 @@ mod stop;
 mod timer;
 mod worker;
 
-pub use control::{Control, Keep};
+pub use control::Control;
 pub use listener::Server;
 
 use std::sync::OnceLock;

@@ -4,6 +4,7 @@
 //! [`crate::connection::Progress`] asks for, and the writing of what the outbox holds. A panic
 //! while a connection is being driven ends that connection only.
 
+use std::future::Future;
 use std::io::IoSlice;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::login::LoginLine;
@@ -166,6 +168,7 @@ impl Reader {
                             Next::AwaitRoom => self.until_room().await,
                             Next::AwaitMemory => self.until_memory().await,
                             Next::AwaitLogin => self.until_logged_in().await,
+                            Next::AwaitStore => self.until_stored().await,
                         }
                         if self.stop.is_asked() {
                             return None;
@@ -256,6 +259,24 @@ impl Reader {
                 return Poll::Ready(());
             }
             self.connection.poll_room(context)
+        })
+        .await;
+        self.connection.liveness().set_reading(true, now());
+    }
+
+    /// Waits until the connection's reply may be sent, or it has to look at something else.
+    async fn until_stored(&self) {
+        let (stored, mut waited) = oneshot::channel::<()>();
+        self.connection.when_stored(move || {
+            // Nobody listens any more when the connection has ended first.
+            let _ = stored.send(());
+        });
+        self.connection.liveness().set_reading(false, now());
+        std::future::poll_fn(|context| {
+            if self.stop.poll_asked(context) || self.stop.take_nudge() {
+                return Poll::Ready(());
+            }
+            Pin::new(&mut waited).poll(context).map(drop)
         })
         .await;
         self.connection.liveness().set_reading(true, now());

@@ -91,6 +91,12 @@ impl RemovedBinding {
         let name = &self.destination;
         if self.to_queue { Destination::Queue(name) } else { Destination::Exchange(name) }
     }
+
+    /// As it was listed.
+    pub fn view(&self) -> BindingView<'_> {
+        let (source, destination) = (&*self.source, self.destination());
+        BindingView { source, destination, key: &self.key, arguments: &self.arguments }
+    }
 }
 
 /// What a deletion or an unbind took away, for those who keep definitions.

@@ -19,6 +19,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest, Sha256};
 
+use super::Services;
+use super::definitions::record::{self, Record};
+use crate::store::Change;
+
 pub use definitions::{
     PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits, VhostDefinition,
     VhostLimits, VhostMetadata,
@@ -114,6 +118,7 @@ struct State {
 /// See the module's description.
 #[derive(Debug)]
 pub(crate) struct Access {
+    services: Arc<Services>,
     state: RwLock<State>,
     /// Rises with each change, after it; what a connection has looked up is good for one
     /// generation.
@@ -127,10 +132,11 @@ pub(crate) struct Access {
 }
 
 impl Access {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(services: Arc<Services>) -> Self {
         let mut key = [0; 32];
         getrandom::fill(&mut key).expect("the system has random numbers");
         Self {
+            services,
             state: RwLock::default(),
             generation: AtomicU64::new(1),
             verified: Mutex::default(),
@@ -148,19 +154,23 @@ impl Access {
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    fn change<T>(
+    /// Runs a change, which answers what the store is to keep of it.
+    fn change(
         &self,
-        change: impl FnOnce(&mut State) -> Result<T, AccessError>,
-    ) -> Result<T, AccessError> {
+        change: impl FnOnce(&mut State) -> Result<Vec<Change>, AccessError>,
+    ) -> Result<(), AccessError> {
         let mut state = self.state.write();
-        let outcome = change(&mut state)?;
+        let changes = change(&mut state)?;
+        self.services.definitions.change(|| changes);
         self.changed();
-        Ok(outcome)
+        Ok(())
     }
 
     fn change_user(&self, name: &str, change: impl FnOnce(&mut User)) -> Result<(), AccessError> {
         self.change(|state| {
-            state.users.get_mut(name).map(change).ok_or_else(|| AccessError::no_user(name))
+            let user = state.users.get_mut(name).ok_or_else(|| AccessError::no_user(name))?;
+            change(user);
+            Ok(vec![record::user(&user.definition(name))])
         })
     }
 
@@ -182,8 +192,9 @@ impl Access {
             }
             let (tags, limits) = (tags.to_vec(), UserLimits::default());
             let user = User { hash, tags, limits, occupancy: Arc::default() };
+            let change = record::user(&user.definition(name));
             state.users.insert(name.to_owned(), user);
-            Ok(())
+            Ok(vec![change])
         })?;
         self.remember(name, password);
         Ok(())
@@ -200,8 +211,9 @@ impl Access {
                 None => Arc::default(),
             };
             let user = User { hash, tags: tags.clone(), limits: *limits, occupancy };
+            let change = record::user(&user.definition(name));
             state.users.insert(name.clone(), user);
-            Ok(())
+            Ok(vec![change])
         })
     }
 
@@ -209,9 +221,11 @@ impl Access {
         self.change(|state| {
             let user = state.users.remove(name).ok_or_else(|| AccessError::no_user(name))?;
             user.occupancy.set_gone();
+            let mut changes = state.changes_of(|(_, user)| user == name);
+            changes.push(Record::User(name).gone());
             state.permissions.retain(|(_, user), _| user != name);
             state.topic_permissions.retain(|(_, user), _| user != name);
-            Ok(())
+            Ok(changes)
         })?;
         self.verified.lock().remove(name);
         Ok(())
@@ -265,7 +279,7 @@ impl Access {
             state.check_user(user)?;
             let key = (vhost.clone(), user.clone());
             state.permissions.insert(key, Arc::new(permission));
-            Ok(())
+            Ok(vec![record::permission(definition)])
         })
     }
 
@@ -273,7 +287,7 @@ impl Access {
         self.change(|state| {
             state.check_user(user)?;
             state.permissions.remove(&(vhost.to_owned(), user.to_owned()));
-            Ok(())
+            Ok(vec![Record::Permission(vhost, user).gone()])
         })
     }
 
@@ -292,7 +306,7 @@ impl Access {
             let key = (vhost.clone(), user.clone());
             let of_user = Arc::make_mut(state.topic_permissions.entry(key).or_default());
             of_user.insert(exchange.clone(), Arc::new(permission));
-            Ok(())
+            Ok(vec![record::topic_permission(definition)])
         })
     }
 
@@ -306,15 +320,23 @@ impl Access {
         self.change(|state| {
             state.check_user(user)?;
             let key = (vhost.to_owned(), user.to_owned());
-            match (exchange, state.topic_permissions.get_mut(&key)) {
-                (Some(exchange), Some(of_user)) => {
-                    Arc::make_mut(of_user).remove(exchange);
-                }
-                (None, Some(_)) => drop(state.topic_permissions.remove(&key)),
-                (_, None) => {}
+            let mut changes = Vec::new();
+            if let Some(of_user) = state.topic_permissions.get_mut(&key) {
+                Arc::make_mut(of_user).retain(|name, _| {
+                    let goes = exchange.is_none_or(|exchange| exchange == name);
+                    if goes {
+                        changes.push(Record::TopicPermission(vhost, user, name).gone());
+                    }
+                    !goes
+                });
             }
-            Ok(())
+            Ok(changes)
         })
+    }
+
+    /// What the store has to forget when a vhost goes.
+    pub(crate) fn changes_of_vhost(&self, name: &str) -> Vec<Change> {
+        self.state.read().changes_of(|(vhost, _)| vhost == name)
     }
 
     /// The vhost is gone, and with it all permissions in it.
@@ -328,17 +350,7 @@ impl Access {
     /// All users, by name.
     pub(crate) fn users(&self) -> Vec<UserDefinition> {
         let state = self.state.read();
-        let users = state.users.iter().map(|(name, user)| UserDefinition {
-            name: name.clone(),
-            password_hash: user.hash.as_ref().map_or("", PasswordHash::text).to_owned(),
-            hashing_algorithm: match &user.hash {
-                Some(hash) => hash.algorithm().to_owned(),
-                None => password::DEFAULT_ALGORITHM.to_owned(),
-            },
-            tags: user.tags.clone(),
-            limits: user.limits,
-        });
-        users.collect()
+        state.users.iter().map(|(name, user)| user.definition(name)).collect()
     }
 
     /// All permissions, by vhost and user.
@@ -455,7 +467,35 @@ impl Access {
     }
 }
 
+impl User {
+    fn definition(&self, name: &str) -> UserDefinition {
+        UserDefinition {
+            name: name.to_owned(),
+            password_hash: self.hash.as_ref().map_or("", PasswordHash::text).to_owned(),
+            hashing_algorithm: match &self.hash {
+                Some(hash) => hash.algorithm().to_owned(),
+                None => password::DEFAULT_ALGORITHM.to_owned(),
+            },
+            tags: self.tags.clone(),
+            limits: self.limits,
+        }
+    }
+}
+
 impl State {
+    /// Deletions of all permissions whose vhost and user are meant.
+    fn changes_of(&self, is_meant: impl Fn(&(String, String)) -> bool) -> Vec<Change> {
+        let meant = self.permissions.keys().filter(|key| is_meant(key));
+        let mut changes: Vec<_> =
+            meant.map(|(vhost, user)| Record::Permission(vhost, user).gone()).collect();
+        let meant = self.topic_permissions.iter().filter(|(key, _)| is_meant(key));
+        for ((vhost, user), exchanges) in meant {
+            let exchanges = exchanges.keys();
+            changes.extend(exchanges.map(|name| Record::TopicPermission(vhost, user, name).gone()));
+        }
+        changes
+    }
+
     fn check_user(&self, name: &str) -> Result<(), AccessError> {
         if self.users.contains_key(name) { Ok(()) } else { Err(AccessError::no_user(name)) }
     }

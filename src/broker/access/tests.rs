@@ -4,7 +4,7 @@ use super::*;
 use crate::error::ReplyCode;
 
 fn access() -> Arc<Access> {
-    let access = Access::new();
+    let access = Access::new(Services::for_test());
     access.add_user("guest", Some("guest"), &[]).expect("a new user");
     Arc::new(access)
 }
@@ -84,7 +84,7 @@ fn only_known_logins_and_blank_passwords_are_judged_at_once() {
         assert_eq!((recall(user, "guess"), recall(user, "")), (None, Some(false)), "{user}");
     }
     // Imported, nobody has logged in yet.
-    let copy = Access::new();
+    let copy = Access::new(Services::for_test());
     access.users().iter().for_each(|user| copy.put_user(user).expect("our own"));
     let recall = || copy.recall_login("guest", "guest", true, &[]);
     assert_eq!(recall(), None);
@@ -165,7 +165,7 @@ fn listings_can_be_set_again() {
     access.set_tags("guest", &["monitoring".to_owned()]).expect("the user exists");
     let limits = UserLimits { max_connections: Some(1), max_channels: None };
     access.set_user_limits("guest", limits).expect("the user exists");
-    let copy = Access::new();
+    let copy = Access::new(Services::for_test());
     access.users().iter().for_each(|user| copy.put_user(user).expect("our own"));
     access.permissions().iter().for_each(|one| copy.set_permissions(one).expect("our own"));
     assert_eq!((copy.users(), copy.permissions()), (access.users(), access.permissions()));

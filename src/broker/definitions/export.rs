@@ -3,12 +3,13 @@
 //! Owns the choice of objects: as in RabbitMQ without exclusive queues and predeclared exchanges,
 //! but with internal exchanges, because bindings lead to them.
 
+use serde_json::Value;
+
 use super::model::{
     Binding, Definitions, Exchange, GlobalParameter, Parameter, Queue, User, VhostEntry,
 };
 use super::{RESERVED, table};
 use crate::broker::{Broker, PolicyScope, Vhost, VhostLimits};
-use crate::queue::Kind;
 use crate::routing::Destination;
 
 impl Broker {
@@ -47,60 +48,27 @@ impl Definitions {
         let mut queues = vhost.queues();
         queues.retain(|cell| cell.declaration.owner.is_none());
         queues.sort_unstable_by(|a, b| a.name().cmp(b.name()));
-        self.queues.extend(queues.iter().map(|cell| {
-            let declaration = &cell.declaration;
-            let kind = if declaration.kind == Kind::Quorum { "quorum" } else { "classic" };
-            Queue {
-                vhost: name(),
-                name: cell.name().to_owned(),
-                kind: Some(kind.to_owned()),
-                durable: declaration.durable,
-                auto_delete: declaration.auto_delete,
-                arguments: table::to_json(&declaration.arguments),
-            }
-        }));
+        self.queues.extend(queues.iter().map(|cell| Queue::of(vhost.name(), cell)));
         let exported = |queue: &str| queues.binary_search_by(|cell| cell.name().cmp(queue)).is_ok();
         vhost.look(|topology| {
             let exchanges = topology.exchanges().filter(|exchange| {
                 !exchange.name().is_empty() && !exchange.name().starts_with(RESERVED)
             });
-            let mut exchanges: Vec<_> = exchanges
-                .map(|exchange| {
-                    let spec = exchange.spec();
-                    Exchange {
-                        vhost: name(),
-                        name: exchange.name().to_owned(),
-                        kind: spec.kind.name().to_owned(),
-                        durable: spec.durable,
-                        auto_delete: spec.auto_delete,
-                        internal: spec.internal,
-                        arguments: table::to_json(&spec.arguments),
-                    }
-                })
-                .collect();
+            let exchanges = exchanges
+                .map(|exchange| Exchange::of(vhost.name(), exchange.name(), exchange.spec()));
+            let mut exchanges: Vec<_> = exchanges.collect();
             exchanges.sort_unstable_by(|a, b| a.name.cmp(&b.name));
             self.exchanges.extend(exchanges);
             let explicit = topology.bindings().filter(|binding| !binding.source.is_empty());
-            let mut bindings: Vec<_> = explicit
-                .filter_map(|binding| {
-                    let destination_type = match binding.destination {
-                        Destination::Queue(queue) if !exported(queue) => return None,
-                        Destination::Queue(_) => "queue",
-                        Destination::Exchange(_) => "exchange",
-                    };
-                    Some(Binding {
-                        vhost: name(),
-                        source: binding.source.to_owned(),
-                        destination: binding.destination.name().to_owned(),
-                        destination_type: destination_type.to_owned(),
-                        routing_key: String::from_utf8_lossy(binding.key).into_owned(),
-                        arguments: table::to_json(binding.arguments),
-                    })
-                })
-                .collect();
+            let lasting = explicit.filter(|binding| match binding.destination {
+                Destination::Queue(queue) => exported(queue),
+                Destination::Exchange(_) => true,
+            });
+            let mut bindings: Vec<_> =
+                lasting.map(|binding| Binding::of(vhost.name(), &binding)).collect();
             bindings.sort_by_cached_key(|binding| {
                 let Binding { source, destination, routing_key, arguments, .. } = binding;
-                let arguments = serde_json::to_string(arguments).unwrap_or_default();
+                let arguments = Value::Object(table::to_json(arguments)).to_string();
                 (source.clone(), destination.clone(), routing_key.clone(), arguments)
             });
             self.bindings.extend(bindings);

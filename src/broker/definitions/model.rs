@@ -3,17 +3,17 @@
 //! Owns the names in the file, the forms that RabbitMQ's releases have given them, and the errors
 //! that say which object is wrong. It must not know what the objects mean to a broker.
 
-use std::collections::{HashMap, HashSet};
-use std::hash::Hash;
-
 use serde_json::{Map, Value, json};
 
 use super::object::Object;
 use super::{
     PermissionDefinition, PolicyDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
-    VhostLimits, VhostMetadata,
+    VhostLimits, VhostMetadata, table,
 };
-use crate::broker::DEFAULT_VHOST;
+use crate::broker::{DEFAULT_VHOST, QueueCell};
+use crate::codec::method::FieldTable;
+use crate::queue::Kind;
+use crate::routing::{BindingView, Destination, ExchangeSpec};
 
 /// The release whose format the files are in.
 const FORMAT_VERSION: &str = "3.10.8";
@@ -98,7 +98,9 @@ pub(super) struct Queue {
     pub(super) kind: Option<String>,
     pub(super) durable: bool,
     pub(super) auto_delete: bool,
-    pub(super) arguments: Map<String, Value>,
+    pub(super) arguments: FieldTable,
+    /// The number of a queue that a store has; files have none.
+    pub(super) id: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -109,7 +111,7 @@ pub(super) struct Exchange {
     pub(super) durable: bool,
     pub(super) auto_delete: bool,
     pub(super) internal: bool,
-    pub(super) arguments: Map<String, Value>,
+    pub(super) arguments: FieldTable,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -119,7 +121,7 @@ pub(super) struct Binding {
     pub(super) destination: String,
     pub(super) destination_type: String,
     pub(super) routing_key: String,
-    pub(super) arguments: Map<String, Value>,
+    pub(super) arguments: FieldTable,
 }
 
 impl Definitions {
@@ -158,31 +160,12 @@ impl Definitions {
             original_vhost: file.optional_text("original_vhost_name")?,
             users: file.each("users", User::read)?,
             vhosts: file.each("vhosts", VhostEntry::read)?,
-            permissions: file.each("permissions", |object| {
-                Ok(PermissionDefinition {
-                    vhost: object.vhost()?,
-                    user: object.text("user")?,
-                    configure: object.text("configure")?,
-                    write: object.text("write")?,
-                    read: object.text("read")?,
-                })
-            })?,
-            topic_permissions: file.each("topic_permissions", |object| {
-                Ok(TopicPermissionDefinition {
-                    vhost: object.vhost()?,
-                    user: object.text("user")?,
-                    exchange: object.text("exchange")?,
-                    write: object.text("write")?,
-                    read: object.text("read")?,
-                })
-            })?,
+            permissions: file.each("permissions", read_permission)?,
+            topic_permissions: file.each("topic_permissions", read_topic_permission)?,
             parameters: file.each("parameters", Parameter::read)?,
-            global_parameters: file.each("global_parameters", |object| {
-                let value = object.map.get("value").cloned().unwrap_or_default();
-                Ok(GlobalParameter { name: object.text("name")?, value })
-            })?,
+            global_parameters: file.each("global_parameters", GlobalParameter::read)?,
             policies: file.each("policies", |object| {
-                Ok((object.vhost()?, policy(object.text("name")?, object)?))
+                Ok((object.vhost()?, policy_of(object.text("name")?, object)?))
             })?,
             queues: file.each("queues", Queue::read)?,
             exchanges: file.each("exchanges", Exchange::read)?,
@@ -199,21 +182,7 @@ impl Definitions {
 
     /// The content of such a file.
     pub fn to_json(&self) -> Value {
-        let permission = |p: &PermissionDefinition| {
-            json!({"user": p.user, "vhost": p.vhost, "configure": p.configure, "write": p.write,
-                   "read": p.read})
-        };
-        let topic_permission = |p: &TopicPermissionDefinition| {
-            json!({"user": p.user, "vhost": p.vhost, "exchange": p.exchange, "write": p.write,
-                   "read": p.read})
-        };
-        let global = |p: &GlobalParameter| json!({"name": p.name, "value": p.value});
-        let list = |(vhost, policy): &(String, PolicyDefinition)| {
-            let mut object = policy_to_json(policy);
-            object["vhost"] = json!(vhost);
-            object["name"] = json!(policy.name);
-            object
-        };
+        let policy = |(vhost, policy): &(String, PolicyDefinition)| policy_to_json(vhost, policy);
         json!({
             "rabbit_version": FORMAT_VERSION,
             "rabbitmq_version": FORMAT_VERSION,
@@ -222,12 +191,13 @@ impl Definitions {
             "rabbitmq_definition_format": "cluster",
             "users": self.users.iter().map(User::to_json).collect::<Vec<_>>(),
             "vhosts": self.vhosts.iter().map(VhostEntry::to_json).collect::<Vec<_>>(),
-            "permissions": self.permissions.iter().map(permission).collect::<Vec<_>>(),
+            "permissions": self.permissions.iter().map(permission_to_json).collect::<Vec<_>>(),
             "topic_permissions":
-                self.topic_permissions.iter().map(topic_permission).collect::<Vec<_>>(),
+                self.topic_permissions.iter().map(topic_permission_to_json).collect::<Vec<_>>(),
             "parameters": self.parameters.iter().map(Parameter::to_json).collect::<Vec<_>>(),
-            "global_parameters": self.global_parameters.iter().map(global).collect::<Vec<_>>(),
-            "policies": self.policies.iter().map(list).collect::<Vec<_>>(),
+            "global_parameters":
+                self.global_parameters.iter().map(GlobalParameter::to_json).collect::<Vec<_>>(),
+            "policies": self.policies.iter().map(policy).collect::<Vec<_>>(),
             "queues": self.queues.iter().map(Queue::to_json).collect::<Vec<_>>(),
             "exchanges": self.exchanges.iter().map(Exchange::to_json).collect::<Vec<_>>(),
             "bindings": self.bindings.iter().map(Binding::to_json).collect::<Vec<_>>(),
@@ -274,68 +244,53 @@ impl Definitions {
     pub fn has_vhosts(&self) -> bool {
         !self.vhosts.is_empty()
     }
-
-    /// Puts what another has of users, vhosts and permissions into the place of these.
-    pub fn replace_access(&mut self, other: Self) {
-        self.users = other.users;
-        self.vhosts = other.vhosts;
-        self.permissions = other.permissions;
-        self.topic_permissions = other.topic_permissions;
-    }
-
-    /// Puts hashes into the places of passwords: those of a broker that has the users.
-    pub fn hash_passwords(&mut self, users: &[UserDefinition]) {
-        for user in self.users.iter_mut().filter(|user| user.password.is_some()) {
-            let hashed = users.iter().find(|hashed| hashed.name == user.definition.name);
-            if let Some(hashed) = hashed {
-                *user = User { definition: hashed.clone(), password: None };
-            }
-        }
-    }
-
-    /// Adds what another import has brought, as an import adds it to a broker: it replaces what has
-    /// its name, but queues and exchanges stay as they are.
-    pub fn absorb(&mut self, other: Self) {
-        let of = |vhost: &str, name: &str| (vhost.to_owned(), name.to_owned());
-        replace(&mut self.users, other.users, |user| user.definition.name.clone());
-        replace(&mut self.vhosts, other.vhosts, |vhost| vhost.name.clone());
-        replace(&mut self.permissions, other.permissions, |p| of(&p.vhost, &p.user));
-        replace(&mut self.topic_permissions, other.topic_permissions, |p| {
-            (of(&p.vhost, &p.user), p.exchange.clone())
-        });
-        replace(&mut self.parameters, other.parameters, |parameter| match parameter {
-            Parameter::OperatorPolicy(vhost, policy) => (of(vhost, &policy.name), true),
-            Parameter::VhostLimits(vhost, _) => (of(vhost, ""), false),
-        });
-        replace(&mut self.global_parameters, other.global_parameters, |p| p.name.clone());
-        replace(&mut self.policies, other.policies, |(vhost, policy)| of(vhost, &policy.name));
-        keep(&mut self.queues, other.queues, |queue| of(&queue.vhost, &queue.name));
-        keep(&mut self.exchanges, other.exchanges, |exchange| of(&exchange.vhost, &exchange.name));
-        keep(&mut self.bindings, other.bindings, |binding| binding.to_json().to_string());
-    }
 }
 
-/// Adds `added`, in the places of those with the same key.
-fn replace<T, K: Hash + Eq>(objects: &mut Vec<T>, added: Vec<T>, key: impl Fn(&T) -> K) {
-    let mut places: HashMap<K, usize> =
-        objects.iter().enumerate().map(|(at, object)| (key(object), at)).collect();
-    for object in added {
-        let end = objects.len();
-        match *places.entry(key(&object)).or_insert(end) {
-            at if at == end => objects.push(object),
-            at => objects[at] = object,
-        }
-    }
+pub(super) fn read_permission(object: &Object<'_>) -> Result<PermissionDefinition, String> {
+    Ok(PermissionDefinition {
+        vhost: object.vhost()?,
+        user: object.text("user")?,
+        configure: object.text("configure")?,
+        write: object.text("write")?,
+        read: object.text("read")?,
+    })
 }
 
-/// Adds those of `added` whose keys are new.
-fn keep<T, K: Hash + Eq>(objects: &mut Vec<T>, added: Vec<T>, key: impl Fn(&T) -> K) {
-    let mut known: HashSet<K> = objects.iter().map(&key).collect();
-    objects.extend(added.into_iter().filter(|object| known.insert(key(object))));
+pub(super) fn permission_to_json(permission: &PermissionDefinition) -> Value {
+    let PermissionDefinition { vhost, user, configure, write, read } = permission;
+    json!({"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read})
+}
+
+pub(super) fn read_topic_permission(
+    object: &Object<'_>,
+) -> Result<TopicPermissionDefinition, String> {
+    Ok(TopicPermissionDefinition {
+        vhost: object.vhost()?,
+        user: object.text("user")?,
+        exchange: object.text("exchange")?,
+        write: object.text("write")?,
+        read: object.text("read")?,
+    })
+}
+
+pub(super) fn topic_permission_to_json(permission: &TopicPermissionDefinition) -> Value {
+    let TopicPermissionDefinition { vhost, user, exchange, write, read } = permission;
+    json!({"user": user, "vhost": vhost, "exchange": exchange, "write": write, "read": read})
+}
+
+impl GlobalParameter {
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
+        let value = object.map.get("value").cloned().unwrap_or_default();
+        Ok(Self { name: object.text("name")?, value })
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        json!({"name": self.name, "value": self.value})
+    }
 }
 
 impl User {
-    fn read(object: &Object<'_>) -> Result<Self, String> {
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
         let definition = UserDefinition {
             name: object.text("name")?,
             password_hash: object.optional_text("password_hash")?.unwrap_or_default(),
@@ -352,7 +307,7 @@ impl User {
         Ok(Self { definition, password: object.optional_text("password")? })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let UserDefinition { name, password_hash, hashing_algorithm, tags, limits } =
             &self.definition;
         let mut of = Map::new();
@@ -365,7 +320,7 @@ impl User {
 
 impl VhostEntry {
     /// Releases before 3.8 name a vhost only, and later ones say more in either of two places.
-    fn read(object: &Object<'_>) -> Result<Self, String> {
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
         let metadata = object.table("metadata")?;
         let text = |key| -> Result<Option<String>, String> {
             let inner =
@@ -382,7 +337,7 @@ impl VhostEntry {
         Ok(Self { name: object.text("name")?, metadata })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let VhostMetadata { description, tags, default_queue_type } = &self.metadata;
         let mut metadata = json!({"description": description, "tags": tags});
         if let Some(kind) = default_queue_type {
@@ -399,18 +354,8 @@ impl Parameter {
         let value = object.table("value")?;
         let value = value.ok_or_else(|| object.wrong("value", "an object"));
         match component.as_str() {
-            "operator_policy" => Ok(Self::OperatorPolicy(vhost, policy(name, &value?)?)),
-            "vhost-limits" => {
-                let value = value?;
-                let known = ["max-connections", "max-queues"];
-                if let Some(other) = value.map.keys().find(|key| !known.contains(&key.as_str())) {
-                    return Err(format!("{}: there is no limit \"{other}\"", value.what));
-                }
-                let max_connections = value.limit("max-connections")?;
-                let limits =
-                    VhostLimits { max_connections, max_queues: value.limit("max-queues")? };
-                Ok(Self::VhostLimits(vhost, limits))
-            }
+            "operator_policy" => Ok(Self::OperatorPolicy(vhost, policy_of(name, &value?)?)),
+            "vhost-limits" => Self::limits(vhost, &value?),
             _ => {
                 // RabbitMQ's words when the plugin of a component is not enabled.
                 let place = format!("{vhost}/{component}/{name}");
@@ -419,23 +364,40 @@ impl Parameter {
         }
     }
 
+    /// The limits of a vhost.
+    pub(super) fn limits(vhost: String, value: &Object<'_>) -> Result<Self, String> {
+        let known = ["max-connections", "max-queues"];
+        if let Some(other) = value.map.keys().find(|key| !known.contains(&key.as_str())) {
+            return Err(format!("{}: there is no limit \"{other}\"", value.what));
+        }
+        let max_connections = value.limit("max-connections")?;
+        let limits = VhostLimits { max_connections, max_queues: value.limit("max-queues")? };
+        Ok(Self::VhostLimits(vhost, limits))
+    }
+
     fn to_json(&self) -> Value {
         match self {
             Self::OperatorPolicy(vhost, policy) => {
                 json!({"vhost": vhost, "component": "operator_policy", "name": policy.name,
-                       "value": policy_to_json(policy)})
+                       "value": settings_to_json(policy)})
             }
             Self::VhostLimits(vhost, limits) => {
-                let mut of = Map::new();
-                put_limit(&mut of, "max-connections", limits.max_connections);
-                put_limit(&mut of, "max-queues", limits.max_queues);
-                json!({"vhost": vhost, "component": "vhost-limits", "name": "limits", "value": of})
+                json!({"vhost": vhost, "component": "vhost-limits", "name": "limits",
+                       "value": limits_to_json(limits)})
             }
         }
     }
 }
 
-fn policy(name: String, object: &Object<'_>) -> Result<PolicyDefinition, String> {
+pub(super) fn limits_to_json(limits: &VhostLimits) -> Value {
+    let mut of = Map::new();
+    put_limit(&mut of, "max-connections", limits.max_connections);
+    put_limit(&mut of, "max-queues", limits.max_queues);
+    Value::Object(of)
+}
+
+/// The policy of this name.
+pub(super) fn policy_of(name: String, object: &Object<'_>) -> Result<PolicyDefinition, String> {
     let definition = object.table("definition")?;
     let definition = definition.ok_or_else(|| object.wrong("definition", "an object"))?;
     Ok(PolicyDefinition {
@@ -452,7 +414,15 @@ fn policy(name: String, object: &Object<'_>) -> Result<PolicyDefinition, String>
     })
 }
 
-fn policy_to_json(policy: &PolicyDefinition) -> Value {
+pub(super) fn policy_to_json(vhost: &str, policy: &PolicyDefinition) -> Value {
+    let mut object = settings_to_json(policy);
+    object["vhost"] = json!(vhost);
+    object["name"] = json!(policy.name);
+    object
+}
+
+/// A policy without its name and vhost.
+fn settings_to_json(policy: &PolicyDefinition) -> Value {
     json!({"pattern": policy.pattern, "apply-to": policy.apply_to, "priority": policy.priority,
            "definition": policy.definition})
 }
@@ -464,7 +434,21 @@ fn put_limit(limits: &mut Map<String, Value>, name: &str, limit: Option<u32>) {
 }
 
 impl Queue {
-    fn read(object: &Object<'_>) -> Result<Self, String> {
+    pub(super) fn of(vhost: &str, cell: &QueueCell) -> Self {
+        let declaration = &cell.declaration;
+        let kind = if declaration.kind == Kind::Quorum { "quorum" } else { "classic" };
+        Self {
+            vhost: vhost.to_owned(),
+            name: cell.name().to_owned(),
+            kind: Some(kind.to_owned()),
+            durable: declaration.durable,
+            auto_delete: declaration.auto_delete,
+            arguments: declaration.arguments.clone(),
+            id: None,
+        }
+    }
+
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
         Ok(Self {
             vhost: object.vhost()?,
             name: object.text("name")?,
@@ -472,18 +456,31 @@ impl Queue {
             durable: object.flag("durable", None)?,
             auto_delete: object.flag("auto_delete", None)?,
             arguments: object.arguments()?,
+            id: None,
         })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         json!({"vhost": self.vhost, "name": self.name,
                "type": self.kind.as_deref().unwrap_or("classic"), "durable": self.durable,
-               "auto_delete": self.auto_delete, "arguments": self.arguments})
+               "auto_delete": self.auto_delete, "arguments": table::to_json(&self.arguments)})
     }
 }
 
 impl Exchange {
-    fn read(object: &Object<'_>) -> Result<Self, String> {
+    pub(super) fn of(vhost: &str, name: &str, spec: &ExchangeSpec) -> Self {
+        Self {
+            vhost: vhost.to_owned(),
+            name: name.to_owned(),
+            kind: spec.kind.name().to_owned(),
+            durable: spec.durable,
+            auto_delete: spec.auto_delete,
+            internal: spec.internal,
+            arguments: spec.arguments.clone(),
+        }
+    }
+
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
         Ok(Self {
             vhost: object.vhost()?,
             name: object.text("name")?,
@@ -495,15 +492,26 @@ impl Exchange {
         })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         json!({"vhost": self.vhost, "name": self.name, "type": self.kind, "durable": self.durable,
                "auto_delete": self.auto_delete, "internal": self.internal,
-               "arguments": self.arguments})
+               "arguments": table::to_json(&self.arguments)})
     }
 }
 
 impl Binding {
-    fn read(object: &Object<'_>) -> Result<Self, String> {
+    pub(super) fn of(vhost: &str, binding: &BindingView<'_>) -> Self {
+        Self {
+            vhost: vhost.to_owned(),
+            source: binding.source.to_owned(),
+            destination: binding.destination.name().to_owned(),
+            destination_type: destination_type(binding.destination).to_owned(),
+            routing_key: String::from_utf8_lossy(binding.key).into_owned(),
+            arguments: binding.arguments.clone(),
+        }
+    }
+
+    pub(super) fn read(object: &Object<'_>) -> Result<Self, String> {
         let destination_type = object.text("destination_type")?;
         if !["queue", "exchange"].contains(&destination_type.as_str()) {
             return Err(object.wrong("destination_type", "\"queue\" or \"exchange\""));
@@ -518,9 +526,17 @@ impl Binding {
         })
     }
 
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         json!({"vhost": self.vhost, "source": self.source, "destination": self.destination,
                "destination_type": self.destination_type, "routing_key": self.routing_key,
-               "arguments": self.arguments})
+               "arguments": table::to_json(&self.arguments)})
+    }
+}
+
+/// How files name the type of a binding's destination.
+pub(super) fn destination_type(destination: Destination<'_>) -> &'static str {
+    match destination {
+        Destination::Queue(_) => "queue",
+        Destination::Exchange(_) => "exchange",
     }
 }

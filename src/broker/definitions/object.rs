@@ -7,6 +7,9 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
+use super::table;
+use crate::codec::method::FieldTable;
+
 /// An object and what to call it.
 pub(super) struct Object<'a> {
     pub(super) what: String,
@@ -101,9 +104,9 @@ impl<'a> Object<'a> {
         }
     }
 
-    pub(super) fn arguments(&self) -> Result<Map<String, Value>, String> {
-        let table = self.table("arguments")?;
-        Ok(table.map(|table| table.map.into_owned()).unwrap_or_default())
+    pub(super) fn arguments(&self) -> Result<FieldTable, String> {
+        let Some(arguments) = self.table("arguments")? else { return Ok(FieldTable::default()) };
+        table::from_json(&arguments.map).map_err(|error| format!("{}: {error}", self.what))
     }
 
     /// A limit; a negative number is none.

@@ -217,18 +217,3 @@ fn an_export_is_imported_and_exported_the_same() {
     import(&second, &export.to_text()).expect("our export");
     assert_eq!(second.export_definitions().to_text(), export.to_text());
 }
-
-#[test]
-fn imports_add_up_in_a_file() {
-    let mut kept = Definitions::default();
-    let parse = |text: &str| Definitions::parse(text.as_bytes()).expect("valid");
-    let queue = r#"{"queues":[{"name":"q","vhost":"/","durable":true,"auto_delete":false}],
-        "policies":[{"name":"p","vhost":"/","pattern":"a","definition":{"expires":1}}]}"#;
-    kept.absorb(parse(queue));
-    let other = r#"{"queues":[{"name":"q","vhost":"/","durable":false,"auto_delete":false},
-                              {"name":"r","vhost":"/","durable":true,"auto_delete":false}],
-        "policies":[{"name":"p","vhost":"/","pattern":"b","definition":{"expires":1}}]}"#;
-    kept.absorb(parse(other));
-    assert_eq!((kept.queues.len(), kept.queues[0].durable), (2, true));
-    assert_eq!((kept.policies.len(), kept.policies[0].1.pattern.as_str()), (1, "b"));
-}

@@ -8,11 +8,13 @@
 //! reading until its queue or exchange can be found, so that no change passes it by.
 
 use super::{REPLIES, Vhost};
+use crate::broker::definitions::record::{self, Record};
 use crate::broker::policy::{InEffect, Policies, Policy, Target};
 use crate::broker::{
     Broker, Declaration, Drive, PolicyDefinition, PolicyError, PolicyNames, PolicyScope, QueueCell,
 };
 use crate::queue::{Kind, Settings};
+use crate::store::Change;
 
 impl Vhost {
     /// Adds a policy, or replaces the one with its name and scope.
@@ -25,9 +27,34 @@ impl Vhost {
         definition: PolicyDefinition,
         drive: &mut Drive,
     ) -> Result<(), PolicyError> {
+        let change = record::policy(scope, &self.name, &definition);
+        self.put_policy(scope, definition, [change].into(), drive)
+    }
+
+    /// The same, until the broker ends.
+    ///
+    /// # Errors
+    /// When it is not valid.
+    pub fn set_transient_policy(
+        &self,
+        scope: PolicyScope,
+        definition: PolicyDefinition,
+        drive: &mut Drive,
+    ) -> Result<(), PolicyError> {
+        self.put_policy(scope, definition, Vec::new(), drive)
+    }
+
+    fn put_policy(
+        &self,
+        scope: PolicyScope,
+        definition: PolicyDefinition,
+        changes: Vec<Change>,
+        drive: &mut Drive,
+    ) -> Result<(), PolicyError> {
         let policy = Policy::new(scope, definition)?;
         let mut policies = self.policies.write();
         policies.set(scope, policy);
+        self.store(drive, || changes);
         self.apply(&policies, drive);
         Ok(())
     }
@@ -46,6 +73,7 @@ impl Vhost {
         if !policies.delete(scope, name) {
             return Err(PolicyError("Parameter does not exist".to_owned()));
         }
+        self.store(drive, || [Record::Policy(scope, &self.name, name).gone()]);
         self.apply(&policies, drive);
         Ok(())
     }
@@ -125,6 +153,22 @@ impl Broker {
             .set_policy(scope, definition, drive)
     }
 
+    /// See [`Vhost::set_transient_policy`].
+    ///
+    /// # Errors
+    /// When there is no such vhost, or the policy is not valid.
+    pub fn set_transient_policy(
+        &self,
+        scope: PolicyScope,
+        vhost: &str,
+        definition: PolicyDefinition,
+        drive: &mut Drive,
+    ) -> Result<(), PolicyError> {
+        self.vhost(vhost)
+            .ok_or_else(|| PolicyError::no_vhost(vhost))?
+            .set_transient_policy(scope, definition, drive)
+    }
+
     /// See [`Vhost::delete_policy`].
     ///
     /// # Errors
@@ -196,7 +240,13 @@ mod tests {
     fn alternate_exchanges_follow_policies() {
         let (vhost, mut drive) = vhost();
         let declare = |name| {
-            vhost.declare_exchange(name, ExchangeSpec::durable(ExchangeKind::Fanout)).expect("new");
+            vhost
+                .declare_exchange(
+                    name,
+                    ExchangeSpec::durable(ExchangeKind::Fanout),
+                    &mut Drive::default(),
+                )
+                .expect("new");
         };
         let alternate = |name| {
             let topology = vhost.topology.read();
