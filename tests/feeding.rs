@@ -750,7 +750,9 @@ impl Client {
             match progress.next {
                 Next::Read => return,
                 Next::AwaitDrain | Next::Again => {}
-                Next::AwaitMemory | Next::AwaitRoom => unreachable!("scripts are small"),
+                Next::AwaitMemory | Next::AwaitRoom | Next::AwaitStore => {
+                    unreachable!("scripts are small and there is no store")
+                }
                 Next::AwaitLogin => {
                     let verdict = self.connection.login().expect("it waits").check();
                     self.connection.finish_login(&verdict, &mut self.worker);

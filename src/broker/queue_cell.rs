@@ -560,6 +560,8 @@ impl QueueCell {
                 Origin::Stored(at) => (queue.content(at), dead.reason, queue.place(at)),
             });
             state.dead_letters.bury(queue.settings(), dead);
+            // The store keeps those that came in this drive, too, until their copies are there.
+            state.queue.hand_over(&mut drive.records);
         }
         self.take_in_hand(state, drive);
         state.queue.finish(&mut drive.effects);

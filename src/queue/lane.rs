@@ -460,10 +460,10 @@ impl Lane {
     }
 
     /// Hands over what the store is to be told. The driver says in which group it will be written
-    /// by [`Lane::handed_over`].
+    /// by [`Lane::handed_over`], and asks before dead letters leave.
     pub(super) fn hand_over(&mut self, into: &mut Records) {
         let Some(fresh) = self.fresh.take() else { return self.hand_over_head(into) };
-        self.handed = Some(fresh.segment);
+        self.handed.get_or_insert(fresh.segment);
         let (first, lane) = (self.index(fresh.segment), self.cursor.lane);
         let watermark = self.durability.as_ref().map_or(0, |kept| kept.watermark());
         // A segment that is gone held nothing that is not settled.
