@@ -68,6 +68,12 @@ impl Memory {
         self.alarmed.load(Ordering::SeqCst)
     }
 
+    /// Whether messages should leave memory for the disk, where that can be: half of the limit is
+    /// used.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.limit / 2
+    }
+
     /// Ready when publishers may go on.
     pub fn poll_clear(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut waiting = self.waiting.lock();

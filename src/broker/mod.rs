@@ -43,7 +43,7 @@ use serde_json::Value;
 
 use crate::clock::Millis;
 use crate::config::{Config, StoreConfig, SyncMode};
-use crate::store::{self, Store};
+use crate::store::{self, Spill, Store};
 
 pub(crate) use crate::store::Ticket;
 pub(crate) use access::{Access, LoginRefused, Presence, Resource, Right, Rights};
@@ -69,6 +69,9 @@ pub use vhost::Vhost;
 
 /// The vhost that exists from the first start, as in RabbitMQ.
 pub const DEFAULT_VHOST: &str = "/";
+
+/// The directory for messages for which there is no room in memory, beside the store's.
+const SPILL: &str = "spill";
 
 /// See the module's description.
 #[derive(Debug)]
@@ -97,11 +100,11 @@ impl Broker {
 
     /// A broker without any vhost or user, for those who bring their own.
     pub fn without_defaults(config: Arc<Config>, memory_limit_bytes: u64) -> Self {
-        Self::with_store(config, memory_limit_bytes, None)
+        Self::with_store(config, memory_limit_bytes, None, None)
     }
 
-    /// The same with a store in this directory, which is made if it is not there. What it has
-    /// comes with [`Broker::recover`].
+    /// The same with a store in this directory, which is made if it is not there, and beside it one
+    /// for what memory has no room for. What the store has comes with [`Broker::recover`].
     ///
     /// # Errors
     /// When the store cannot be opened.
@@ -113,20 +116,23 @@ impl Broker {
         let options = store_options(&config.store);
         let store = store_dir.map(|path| Store::open(path, &options));
         let store = store.transpose().map_err(|error| error.to_string())?;
-        Ok(Self::with_store(config, memory_limit_bytes, store.map(Arc::new)))
+        let spill = store_dir.map(|path| Spill::open(&path.with_file_name(SPILL)));
+        let spill = spill.transpose().map_err(|error| format!("cannot make {SPILL}: {error}"))?;
+        Ok(Self::with_store(config, memory_limit_bytes, store.map(Arc::new), spill))
     }
 
     pub(crate) fn with_store(
         config: Arc<Config>,
         memory_limit_bytes: u64,
         store: Option<Arc<Store>>,
+        spill: Option<Spill>,
     ) -> Self {
         let message_bytes_max = config.limits.max_message_size_bytes;
         let memory = Arc::new(Memory::new(memory_limit_bytes, message_bytes_max));
         let timeout_ms = config.limits.consumer_timeout_ms;
         let timeout_ms = (timeout_ms > 0).then_some(timeout_ms);
         let queue_memory = bytes(config.store.queue_memory_bytes);
-        let services = Arc::new(Services::new(memory, timeout_ms, store, queue_memory));
+        let services = Arc::new(Services::new(memory, timeout_ms, store, spill, queue_memory));
         let (vhosts, access) = (DashMap::new(), Arc::new(Access::new(services.clone())));
         let next_connection = AtomicU64::new(1);
         let connections = AtomicUsize::new(0);

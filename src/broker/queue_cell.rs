@@ -484,8 +484,9 @@ impl QueueCell {
         self.is_gone.store(true, Ordering::Release);
         let count = state.queue.ready() as u32;
         // Freeing many messages takes a while: that is done when no lock is held.
-        drive.deleted.push(std::mem::replace(&mut state.queue, Queue::new(Settings::default())));
-        self.forget_messages(drive);
+        let queue = std::mem::replace(&mut state.queue, Queue::new(Settings::default()));
+        self.forget_messages(&queue, drive);
+        drive.deleted.push(queue);
         self.count_memory(&mut state);
         self.take_in_hand(&mut state, drive);
         self.forget_deadline(&mut state, &mut drive.wakes);

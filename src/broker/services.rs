@@ -11,7 +11,7 @@ use super::durable::DurableDefinitions;
 use super::loads::Loads;
 use super::memory::Memory;
 use crate::queue::Settings;
-use crate::store::Store;
+use crate::store::{Spill, Store};
 
 /// See the module's description.
 #[derive(Debug)]
@@ -22,6 +22,8 @@ pub(crate) struct Services {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) definitions: DurableDefinitions,
     pub(crate) loads: Loads,
+    /// Where messages go for which there is no room in memory.
+    pub(crate) spill: Option<Spill>,
     queue_memory_bytes: usize,
     next_id: AtomicU64,
     consumer_timeout_ms: Option<u64>,
@@ -34,6 +36,7 @@ impl Services {
         memory: Arc<Memory>,
         consumer_timeout_ms: Option<u64>,
         store: Option<Arc<Store>>,
+        spill: Option<Spill>,
         queue_memory_bytes: usize,
     ) -> Self {
         let (deadlines, next_id) = (Deadlines::default(), AtomicU64::new(1));
@@ -44,6 +47,7 @@ impl Services {
             store,
             definitions,
             loads,
+            spill,
             queue_memory_bytes,
             next_id,
             consumer_timeout_ms,
@@ -58,7 +62,7 @@ impl Services {
     /// Services without limits or a store.
     #[cfg(test)]
     pub(crate) fn for_test() -> Arc<Self> {
-        Arc::new(Self::new(Arc::new(Memory::new(u64::MAX, 0)), None, None, usize::MAX))
+        Arc::new(Self::new(Arc::new(Memory::new(u64::MAX, 0)), None, None, None, usize::MAX))
     }
 
     /// A number that was never given out: it names a queue, or whatever else has deadlines.

@@ -118,6 +118,11 @@ impl Effects {
         self.expected = count;
     }
 
+    /// The pieces of messages that were dropped while they were put aside.
+    pub(crate) fn take_dropped_pieces(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.spares.dropped)
+    }
+
     pub(super) fn may_expire_more(&self) -> bool {
         self.expiries < EXPIRIES_MAX + self.expected && self.dead_bytes <= DEAD_BYTES_MAX
     }

@@ -71,18 +71,22 @@ pub(crate) struct Taken {
 
 /// Empty segment buffers that pass from queue to queue, so that a burst allocates nothing.
 #[derive(Debug, Default)]
-pub(crate) struct Spares(Vec<Vec<u8>>);
+pub(crate) struct Spares {
+    buffers: Vec<Vec<u8>>,
+    /// The pieces of messages that were dropped while they were put aside.
+    pub(super) dropped: Vec<u64>,
+}
 
 impl Spares {
     fn take(&mut self, bytes: usize) -> Vec<u8> {
-        let kept = if bytes == SEGMENT_BYTES { self.0.pop() } else { None };
+        let kept = if bytes == SEGMENT_BYTES { self.buffers.pop() } else { None };
         kept.unwrap_or_else(|| Vec::with_capacity(bytes))
     }
 
     pub(super) fn keep(&mut self, segment: Segment) {
         let buffer = segment.into_buffer();
-        if buffer.capacity() == SEGMENT_BYTES && self.0.len() < SPARE_BUFFERS_MAX {
-            self.0.push(buffer);
+        if buffer.capacity() == SEGMENT_BYTES && self.buffers.len() < SPARE_BUFFERS_MAX {
+            self.buffers.push(buffer);
         }
     }
 }
@@ -358,6 +362,7 @@ impl Lane {
             spares.keep(segment);
         } else {
             self.absent -= 1;
+            spares.dropped.extend(segment.piece());
         }
     }
 
@@ -512,7 +517,8 @@ impl Lane {
         assert_eq!(live, self.ready() + unsettled, "each message is ready or unsettled");
         let memory: usize = self.segments.iter().map(Segment::capacity).sum();
         assert_eq!(memory, self.memory, "memory adds up");
-        let large: usize = self.segments.iter().map(|segment| segment.shared_bytes).sum();
+        let here = self.segments.iter().filter(|segment| segment.is_here());
+        let large: usize = here.map(|segment| segment.shared_bytes).sum();
         assert_eq!(large, self.large, "large bodies add up");
         let cursor = self.index(self.cursor.segment);
         assert!(cursor < self.segments.len(), "the cursor is in a segment");

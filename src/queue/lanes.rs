@@ -186,6 +186,26 @@ impl Lanes {
         lost
     }
 
+    /// See [`Lane::spill`].
+    pub(super) fn spill<E>(
+        &mut self,
+        target: usize,
+        put: &mut impl FnMut(&[u8]) -> Result<u64, E>,
+        spares: &mut Spares,
+    ) -> Result<(), E> {
+        self.all_mut().try_for_each(|lane| lane.spill(target, put, spares))
+    }
+
+    /// See [`Lane::take_back`].
+    pub(super) fn take_back(&mut self, lane: u8, number: u64, piece: &[u8]) -> bool {
+        self.lane_mut(lane).take_back(number, piece)
+    }
+
+    /// The pieces that segments were put aside as.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = u64> {
+        self.all().flat_map(Lane::pieces)
+    }
+
     /// Lets go of what the store has, too, until no more than `target` bytes are taken by each
     /// lane; see [`Lane::evict`].
     pub(super) fn evict(

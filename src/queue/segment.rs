@@ -231,9 +231,55 @@ impl Segment {
         Self { live: stored.count as u32, first_seq, stored, residence, ..Self::default() }
     }
 
+    /// The piece that the records were put aside as.
+    pub(super) fn piece(&self) -> Option<u64> {
+        match self.residence {
+            Residence::Spilled(piece) => Some(piece),
+            Residence::Here | Residence::InStore => None,
+        }
+    }
+
     /// Whether the records are here.
     pub(super) fn is_here(&self) -> bool {
         self.residence == Residence::Here
+    }
+
+    /// The records and bodies as one piece of bytes, for [`Segment::take_back`].
+    pub(super) fn to_piece(&self) -> Vec<u8> {
+        let mut piece = Vec::with_capacity(16 + self.bytes.len() + self.shared_bytes);
+        piece.extend_from_slice(&(self.bytes.len() as u64).to_le_bytes());
+        piece.extend_from_slice(&self.bytes);
+        for body in &self.shared {
+            piece.extend_from_slice(&(body.len() as u64).to_le_bytes());
+            piece.extend_from_slice(body);
+        }
+        piece
+    }
+
+    /// Lets go of the records, which are kept as the piece of this number; answers what held them.
+    pub(super) fn put_aside(&mut self, piece: u64) -> Self {
+        self.residence = Residence::Spilled(piece);
+        Self {
+            bytes: std::mem::take(&mut self.bytes),
+            shared: std::mem::take(&mut self.shared),
+            ..Self::default()
+        }
+    }
+
+    /// Takes the records back from their piece.
+    pub(super) fn take_back(&mut self, piece: &[u8]) {
+        let mut parts = Vec::new();
+        let mut rest = piece;
+        while let Some((len, after)) = rest.split_first_chunk::<8>() {
+            let len = u64::from_le_bytes(*len) as usize;
+            let (part, next) = after.split_at(len.min(after.len()));
+            parts.push(part);
+            rest = next;
+        }
+        let mut parts = parts.into_iter();
+        self.bytes = parts.next().unwrap_or_default().to_vec();
+        self.shared = parts.map(Bytes::copy_from_slice).collect();
+        self.residence = Residence::Here;
     }
 
     /// Whether all records are for the store.

@@ -24,6 +24,8 @@ pub(crate) struct Wanted {
     pub(crate) from: u64,
     /// The sequence number of the first message after them that is not wanted.
     pub(crate) until: u64,
+    /// The piece that they were put aside as, if they are not in the store.
+    pub(crate) spilled: Option<u64>,
     /// Those below were delivered before, whatever else is known of them.
     delivered_before: u64,
 }
@@ -198,7 +200,8 @@ impl Lane {
             if !segment.is_here() {
                 let (lane, delivered_before) = (self.cursor.lane, self.delivered_before);
                 let until = self.segments[index + 1].first_seq;
-                return Some(Wanted { lane, from: segment.first_seq, until, delivered_before });
+                let (from, spilled) = (segment.first_seq, segment.piece());
+                return Some(Wanted { lane, from, until, spilled, delivered_before });
             }
             here += segment.end() as usize + segment.shared_bytes;
             if here >= ahead {
@@ -206,6 +209,50 @@ impl Lane {
             }
         }
         None
+    }
+
+    /// Puts segments aside that not only the store has, but for the next one, until the lane takes
+    /// no more than `target` bytes. `put` keeps a piece and answers its number.
+    ///
+    /// # Errors
+    /// When `put` does: then no more is put aside.
+    pub(super) fn spill<E>(
+        &mut self,
+        target: usize,
+        put: &mut impl FnMut(&[u8]) -> Result<u64, E>,
+        spares: &mut Spares,
+    ) -> Result<(), E> {
+        let mut index = self.index(self.cursor.segment) + 2;
+        while index + 1 < self.segments.len() && self.resident() > target {
+            let segment = &mut self.segments[index];
+            if segment.is_here() && !segment.is_stored() {
+                let piece = put(&segment.to_piece())?;
+                self.memory -= segment.capacity();
+                self.large -= segment.shared_bytes;
+                self.absent += 1;
+                spares.keep(segment.put_aside(piece));
+            }
+            index += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes in a segment that was put aside. `false` when it was dropped meanwhile.
+    pub(super) fn take_back(&mut self, number: u64, piece: &[u8]) -> bool {
+        let start = self.index(self.cursor.segment);
+        let is_it = |segment: &Segment| segment.piece() == Some(number);
+        let Some(place) = self.segments.range(start..).position(is_it) else { return false };
+        let segment = &mut self.segments[start + place];
+        segment.take_back(piece);
+        self.memory += segment.capacity();
+        self.large += segment.shared_bytes;
+        self.absent -= 1;
+        true
+    }
+
+    /// The pieces that segments were put aside as.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = u64> {
+        self.segments.iter().filter_map(Segment::piece)
     }
 
     /// Lets go of segments that the store has, but for a head part of `head` bytes, until the lane
@@ -325,9 +372,6 @@ impl Queue {
     /// What is to be read from the store: what consumers come to soon, what is to be dropped, or
     /// what may expire.
     pub(crate) fn wanted(&self) -> Option<Wanted> {
-        if !self.is_durable {
-            return None;
-        }
         let ahead = if self.consumers.len() > 0 {
             Some(READ_AHEAD_BYTES)
         } else {
@@ -347,6 +391,33 @@ impl Queue {
         self.ready_bytes -= lost.body_bytes;
         self.ready_cost -= lost.cost;
         lost.count
+    }
+
+    /// Puts aside what is not in the store alone, if messages take more than `budget` bytes of
+    /// memory. `put` keeps a piece and answers its number.
+    ///
+    /// # Errors
+    /// When `put` does: what is left stays in memory.
+    pub(crate) fn spill<E>(
+        &mut self,
+        budget: usize,
+        mut put: impl FnMut(&[u8]) -> Result<u64, E>,
+        effects: &mut Effects,
+    ) -> Result<(), E> {
+        if self.lanes.resident() <= budget {
+            return Ok(());
+        }
+        self.lanes.spill(budget / 2, &mut put, &mut effects.spares)
+    }
+
+    /// Takes in a piece that was put aside. `false` when it was dropped meanwhile.
+    pub(crate) fn take_back(&mut self, wanted: Wanted, number: u64, piece: &[u8]) -> bool {
+        self.lanes.take_back(wanted.lane, number, piece)
+    }
+
+    /// The pieces that messages were put aside as.
+    pub(crate) fn pieces(&self) -> Vec<u64> {
+        self.lanes.pieces().collect()
     }
 
     /// Lets go of what the store has, too, if messages take more than `budget` bytes of memory.

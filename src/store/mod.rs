@@ -24,6 +24,7 @@ mod read;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 mod run_value;
+mod spill;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -46,6 +47,7 @@ use engine::{Engine, ReadError};
 use group::{Former, Item};
 #[cfg(test)]
 pub(crate) use memory::MemoryEngine;
+pub(crate) use spill::Spill;
 use waiting::Shared;
 
 /// The group that something was handed over with. Groups become durable in their order. The

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::{QueueCell, State, no_content};
 use crate::broker::drive::Drive;
 use crate::clock::Millis;
-use crate::queue::{LaneHead, Loaded, Place, Wanted};
+use crate::queue::{LaneHead, Loaded, Place, Queue, Wanted};
 use crate::store::Store;
 
 /// So much is read at once (bytes).
@@ -26,6 +26,21 @@ pub(super) struct Loading {
     pub(super) retry_at: Option<Millis>,
 }
 
+/// While memory is short, a queue keeps no more than this of its ready messages there (bytes).
+const PRESSED_BYTES: usize = 1024 * 1024;
+
+/// Messages that were read.
+enum Read {
+    /// From the store.
+    Stored(Loaded),
+    /// What was put aside under this number.
+    Piece(u64, Vec<u8>),
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
 impl QueueCell {
     /// Where the queue's messages are kept, if anywhere.
     pub(in crate::broker) fn store(&self) -> Option<&Arc<Store>> {
@@ -35,16 +50,32 @@ impl QueueCell {
     /// Hands over what this drive leaves to the store, lets go of what need not be in memory, and
     /// asks for what is needed there. Ends a drive.
     pub(super) fn keep(self: &Arc<Self>, state: &mut State, drive: &mut Drive) {
-        let Some(store) = &self.store else { return };
-        state.queue.hand_over(&mut drive.records);
-        if !drive.records.is_empty() && !state.gone {
-            let ticket = store.submit(self.id.0, &mut drive.records);
-            state.queue.handed_over(ticket.group());
-            drive.await_store(ticket);
+        let is_pressed = self.services.memory.is_pressed();
+        if let Some(store) = &self.store {
+            state.queue.hand_over(&mut drive.records);
+            if !drive.records.is_empty() && !state.gone {
+                let ticket = store.submit(self.id.0, &mut drive.records);
+                state.queue.handed_over(ticket.group());
+                drive.await_store(ticket);
+            }
+            drive.records.clear();
+            let budget = self.services.queue_memory();
+            let budget = if is_pressed { budget.min(PRESSED_BYTES) } else { budget };
+            let is_written = |group| store.is_written(group);
+            state.queue.evict(budget, &is_written, &mut drive.effects);
         }
-        drive.records.clear();
-        let is_written = |group| store.is_written(group);
-        state.queue.evict(self.services.queue_memory(), &is_written, &mut drive.effects);
+        if let Some(spill) = &self.services.spill {
+            if is_pressed {
+                let spilled =
+                    state.queue.spill(PRESSED_BYTES, |piece| spill.put(piece), &mut drive.effects);
+                if let Err(error) = spilled {
+                    let queue = self.name();
+                    tracing::warn!(queue, "messages cannot be moved to the disk: {error}");
+                }
+            }
+            let dropped = drive.effects.take_dropped_pieces();
+            dropped.into_iter().for_each(|piece| spill.remove(piece));
+        }
         let is_due = state.loading.retry_at.is_none_or(|at| at <= drive.now);
         if !state.loading.is_under_way && is_due && !state.gone && state.queue.wanted().is_some() {
             state.loading = Loading { is_under_way: true, retry_at: None };
@@ -63,32 +94,54 @@ impl QueueCell {
         self.dispatch(state, &no_content, drive);
     }
 
-    /// Reads messages from the store into the queue; `false` when that fails. The queue is not
-    /// locked meanwhile.
+    /// Reads messages into the queue; `false` when that fails. The queue is not locked meanwhile.
     pub(super) fn load(self: &Arc<Self>, wanted: Wanted, drive: &mut Drive) -> bool {
-        let Some(store) = &self.store else { return false };
-        let chunk = match store.read(self.id.0, wanted.lane, wanted.from, LOAD_BYTES) {
-            Ok(chunk) => chunk,
+        match self.read(wanted) {
+            Ok(read) => {
+                let mut state = self.lock();
+                self.take_in(&mut state, wanted, read);
+                self.keep(&mut state, drive);
+                self.count_memory(&mut state);
+                true
+            }
             Err(error) => {
                 let queue = self.name();
-                tracing::error!(queue, "messages cannot be read from the store: {error}");
-                return false;
+                tracing::error!(queue, "messages cannot be read from the disk: {error}");
+                false
             }
-        };
-        let loaded = Loaded::build(wanted, chunk.end, &chunk.runs, &chunk.marks);
-        let mut state = self.lock();
-        let state = &mut *state;
+        }
+    }
+
+    fn read(&self, wanted: Wanted) -> Result<Read, String> {
+        if let Some(number) = wanted.spilled {
+            let spill = self.services.spill.as_ref().expect("it was put there");
+            return spill.get(number).map(|piece| Read::Piece(number, piece)).map_err(text);
+        }
+        let store = self.store.as_ref().expect("only a durable queue has messages there");
+        let chunk = store.read(self.id.0, wanted.lane, wanted.from, LOAD_BYTES).map_err(text)?;
+        Ok(Read::Stored(Loaded::build(wanted, chunk.end, &chunk.runs, &chunk.marks)))
+    }
+
+    fn take_in(&self, state: &mut State, wanted: Wanted, read: Read) {
         if state.gone {
-            return true;
+            return;
         }
-        let lost = state.queue.install(loaded);
-        if lost > 0 {
-            let queue = self.name();
-            tracing::error!(queue, lost, "the store has lost messages of this queue");
+        match read {
+            Read::Piece(number, piece) => {
+                if state.queue.take_back(wanted, number, &piece)
+                    && let Some(spill) = &self.services.spill
+                {
+                    spill.remove(number);
+                }
+            }
+            Read::Stored(loaded) => {
+                let lost = state.queue.install(loaded);
+                if lost > 0 {
+                    let queue = self.name();
+                    tracing::error!(queue, lost, "the store has lost messages of this queue");
+                }
+            }
         }
-        self.keep(state, drive);
-        self.count_memory(state);
-        true
     }
 
     /// Makes a queue that was just made hold what the store has of it.
@@ -99,8 +152,11 @@ impl QueueCell {
         self.dispatch(state, &no_content, drive);
     }
 
-    /// The queue is deleted with its messages.
-    pub(super) fn forget_messages(&self, drive: &mut Drive) {
+    /// The queue, which this was, is deleted with its messages.
+    pub(super) fn forget_messages(&self, queue: &Queue, drive: &mut Drive) {
+        if let Some(spill) = &self.services.spill {
+            queue.pieces().into_iter().for_each(|piece| spill.remove(piece));
+        }
         if let Some(store) = &self.store {
             drive.await_store(store.forget_queue(self.id.0));
         }
