@@ -175,3 +175,165 @@ impl QueueCell {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::broker::outbox::{ConnectionId, Outbox};
+    use crate::broker::queue_cell::{Declaration, Operation, Settlement};
+    use crate::broker::{Memory, Services, Vhost};
+    use crate::codec::properties;
+    use crate::queue::{Body, Content};
+    use crate::routing::QueueId;
+    use crate::store::{MemoryEngine, Options, Ticket};
+
+    const QUEUE: QueueId = QueueId(7);
+
+    /// A broker's share of a store, as after a start.
+    struct Node {
+        services: Arc<Services>,
+        queue: Arc<QueueCell>,
+        outbox: Arc<Outbox>,
+        drive: Drive,
+        _vhost: Arc<Vhost>,
+    }
+
+    impl Node {
+        /// Starts with what `engine` has; queues keep `budget` bytes in memory.
+        fn start(engine: &MemoryEngine, budget: usize) -> Self {
+            let store = Arc::new(Store::in_memory(engine, &Options::default()).expect("a store"));
+            let memory = Arc::new(Memory::new(u64::MAX, 0));
+            let services = Services::new(memory, None, Some(store.clone()), None, budget);
+            let services = Arc::new(services);
+            let vhost = Vhost::new("/", services.clone());
+            let declaration = Declaration { durable: true, ..Declaration::default() };
+            let vhost_of_queue = Arc::downgrade(&vhost);
+            let queue = QueueCell::new(QUEUE, "q", declaration, vhost_of_queue, services.clone());
+            let (queue, mut drive) = (Arc::new(queue), Drive::default());
+            for (id, heads) in store.heads().expect("readable") {
+                assert_eq!(id, QUEUE.0);
+                queue.restore(&heads, &mut drive);
+            }
+            let outbox = Arc::new(Outbox::new(ConnectionId(1)));
+            outbox.lock().open_channel(1);
+            Self { services, queue, outbox, drive, _vhost: vhost }
+        }
+
+        /// Publishes messages with these numbers as bodies, and waits until they are durable.
+        fn publish(&mut self, numbers: std::ops::Range<u32>) {
+            let plain = [&[0, 60, 0, 0][..], &[0; 8], &properties::DELIVERY_MODE.to_be_bytes()];
+            let header = [&plain.concat()[..], &[2]].concat();
+            let bodies: Vec<_> = numbers.map(|number| number.to_be_bytes().repeat(25)).collect();
+            let content = |token: u32| Content {
+                address: b"\0\x01q",
+                header: &header,
+                body: Body::Inline(&bodies[token as usize]),
+            };
+            for token in 0..bodies.len() as u32 {
+                self.queue.commit(&[Operation::Publish(token)], content, &mut self.drive);
+            }
+            let ticket = self.drive.take_ticket();
+            self.until_durable(ticket);
+        }
+
+        fn store(&self) -> &Arc<Store> {
+            self.services.store.as_ref().expect("there is one")
+        }
+
+        fn until_durable(&self, ticket: Ticket) {
+            let deadline = Instant::now() + Duration::from_secs(20);
+            self.store().when_durable(ticket, Box::new(|_| {}));
+            while !self.store().is_durable(ticket) {
+                assert!(Instant::now() < deadline, "it never came");
+                std::thread::yield_now();
+            }
+        }
+
+        /// Fetches a message; answers its number and whether it was delivered before.
+        fn get(&mut self) -> Option<(u32, bool)> {
+            let got = self.queue.get(false, &self.outbox, 1, 0, &mut self.drive);
+            if !got.expect("the queue is there") {
+                return None;
+            }
+            let out = &mut self.outbox.lock();
+            let bytes = std::mem::take(out.buffer());
+            let number = bytes[bytes.len() - 5..].first_chunk::<4>().expect("a body");
+            // basic.get-ok: after head (7), class and method (4) and tag (8) comes the flag.
+            Some((u32::from_be_bytes(*number), bytes[19] != 0))
+        }
+
+        /// Settles what was fetched `from` on, as counted since the last call.
+        fn settle(&mut self, which: impl Fn(usize) -> Option<Settlement>) {
+            let mut held = Vec::new();
+            self.outbox.lock().take_unsettled(1, &mut held);
+            let settled = held.iter().enumerate();
+            let operations: Vec<_> = settled
+                .filter_map(|(at, held)| Some(Operation::Settle(held.slot, which(at)?)))
+                .collect();
+            let nothing = |_| unreachable!("nothing is published");
+            self.queue.commit(&operations, nothing, &mut self.drive);
+            let ticket = self.drive.take_ticket();
+            self.until_durable(ticket);
+        }
+    }
+
+    #[test]
+    fn a_queue_comes_back_with_what_was_not_settled() {
+        let engine = MemoryEngine::default();
+        let mut node = Node::start(&engine, usize::MAX);
+        node.publish(0..10);
+        (0..6).for_each(|number| assert_eq!(node.get(), Some((number, false))));
+        node.settle(|at| match at {
+            0 | 1 | 3 => Some(Settlement::Done),
+            4 => Some(Settlement::Requeue),
+            _ => None,
+        });
+        let engine = engine.after_crash(usize::MAX);
+        let mut node = Node::start(&engine, usize::MAX);
+        assert_eq!(node.queue.counts().0, 7);
+        let expected =
+            [(2, true), (4, true), (5, true), (6, false), (7, false), (8, false), (9, false)];
+        expected.iter().for_each(|message| assert_eq!(node.get(), Some(*message)));
+        assert_eq!(node.get(), None);
+        node.settle(|_| Some(Settlement::Done));
+        node.publish(10..12);
+        let mut node = Node::start(&engine.after_crash(usize::MAX), usize::MAX);
+        assert_eq!((node.get(), node.get()), (Some((10, false)), Some((11, false))));
+        assert_eq!(node.get(), None);
+    }
+
+    #[test]
+    fn a_long_queue_is_in_the_store_for_the_most_part_and_keeps_its_order() {
+        let engine = MemoryEngine::default();
+        let mut node = Node::start(&engine, 512 * 1024);
+        for start in (0..60_000).step_by(1000) {
+            node.publish(start..start + 1000);
+        }
+        let used = node.services.memory.used();
+        assert!(used < 1024 * 1024, "{used} bytes for 9 MB of messages");
+        for number in 0..60_000 {
+            assert_eq!(node.get(), Some((number, false)));
+            if number % 1000 == 999 {
+                node.settle(|_| Some(Settlement::Done));
+            }
+        }
+        assert_eq!((node.get(), node.queue.counts().0), (None, 0));
+        let mut node = Node::start(&engine.after_crash(usize::MAX), 512 * 1024);
+        assert_eq!(node.get(), None);
+    }
+
+    #[test]
+    fn a_purged_queue_stays_empty() {
+        let engine = MemoryEngine::default();
+        let mut node = Node::start(&engine, 256 * 1024);
+        node.publish(0..20_000);
+        assert_eq!(node.get(), Some((0, false)));
+        assert_eq!(node.queue.purge(&mut node.drive), 19_999);
+        node.publish(20_000..20_001);
+        let mut node = Node::start(&engine.after_crash(usize::MAX), usize::MAX);
+        assert_eq!((node.get(), node.get()), (Some((0, true)), Some((20_000, false))));
+        assert_eq!(node.get(), None);
+    }
+}
