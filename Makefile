@@ -3,7 +3,7 @@
 # Everything compiles with one profile (release) into one directory, so that each dependency
 # compiles once. Each cargo command names one package for the same reason: over the whole
 # workspace, dependencies would get the features that both packages ask for, which is another
-# compilation of them.
+# compilation of them. scripts/cargo keeps RocksDB beyond this directory: it takes ten minutes.
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 BROKER := $(TARGET)/release/leveret
@@ -26,7 +26,7 @@ setup: ## Install what building and testing need (Debian and Ubuntu)
 	scripts/setup test
 
 build: ## Build the broker
-	cargo build --release --locked -p leveret
+	scripts/cargo build --release --locked -p leveret
 
 run: ## Build the broker and serve on port 5672, with ./data; ARGS='--amqp-listen ...' adds options
 	scripts/setup build
@@ -42,7 +42,7 @@ test: ## Check everything: format, lints, unit and protocol tests, real clients
 	@$(MAKE) --no-print-directory conformance
 
 unit: ## Run the tests of the broker's code
-	cargo test --release --locked -p leveret $(CHECKED)
+	scripts/cargo test --release --locked -p leveret $(CHECKED)
 
 conformance: build ## Run client libraries of six languages against the release binary
 	cargo run --release --locked -p conformance -- --broker $(BROKER) $(REQUIRE_ALL)
@@ -57,7 +57,8 @@ fmt-check:
 	cargo fmt --all --check
 
 lint: ## Run clippy over all Rust code; warnings are errors
-	cargo clippy --release --locked -p leveret --all-targets -- -D warnings
+	scripts/cargo clippy --release --locked -p leveret --all-targets -- -D warnings
+	cargo check --release --locked -p leveret --no-default-features --all-targets
 	cargo clippy --release --locked -p conformance --all-targets -- -D warnings
 
 clean: ## Remove what was built

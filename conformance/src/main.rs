@@ -197,7 +197,7 @@ fn broker_binary(options: &Options) -> Outcome<PathBuf> {
     };
     binary.canonicalize().map_err(|error| {
         format!(
-            "cannot use the broker {}: {error}; build it with `cargo build --release`, or name \
+            "cannot use the broker {}: {error}; build it with `make build`, or name \
              another with --broker, or a running one with --uri",
             binary.display()
         )
