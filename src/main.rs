@@ -178,7 +178,7 @@ async fn run(
     let mut server = Server::bind_filled(config.clone(), store_dir.as_deref(), fill).await?;
     let broker = server.broker().clone();
     if let Some(data_dir) = data_dir {
-        server = with_control(server, data_dir);
+        server = with_control(server.watching_disk(data_dir), data_dir);
     }
     let addresses = server.addresses();
     for address in &addresses {

@@ -1,18 +1,16 @@
 //! The broker-wide memory limit: what is counted, and the alarm.
 //!
-//! Owns the gauge of bytes that messages hold (queue segments, large bodies), the alarm that blocks
-//! publishers while the gauge is above the limit, and the bound on what clients have not finished.
-//! It must not know who holds the bytes, nor how a publisher is blocked.
+//! Owns the gauge of bytes that messages hold (queue segments, large bodies), when it is so high
+//! that the alarm is set, and the bound on what clients have not finished. It must not know who
+//! holds the bytes, nor how a publisher is blocked.
 //!
 //! The gauge is what the broker itself accounts for, not the resident size of the process: memory
 //! that the allocator keeps after a burst must not block publishers for ever.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::task::{Context, Poll, Waker};
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use parking_lot::Mutex;
-
+use super::alarm::{Alarm, Alarms};
 use crate::error::{AmqpError, ReplyCode};
 
 /// See the module's description.
@@ -23,8 +21,7 @@ pub struct Memory {
     unfinished: AtomicI64,
     unfinished_max: i64,
     limit: i64,
-    alarmed: AtomicBool,
-    waiting: Mutex<Vec<Waker>>,
+    alarms: Arc<Alarms>,
 }
 
 impl Memory {
@@ -37,8 +34,7 @@ impl Memory {
             unfinished: AtomicI64::new(0),
             unfinished_max: signed((limit_bytes / 4).max(message_bytes_max)),
             limit: signed(limit_bytes),
-            alarmed: AtomicBool::new(false),
-            waiting: Mutex::new(Vec::new()),
+            alarms: Arc::default(),
         }
     }
 
@@ -63,9 +59,8 @@ impl Memory {
         if self.is_alarmed() { used > self.limit / 5 * 4 } else { used > self.limit }
     }
 
-    /// Whether publishers are to be blocked.
-    pub fn is_alarmed(&self) -> bool {
-        self.alarmed.load(Ordering::SeqCst)
+    fn is_alarmed(&self) -> bool {
+        self.alarms.is_set(Alarm::Memory)
     }
 
     /// Whether messages should leave memory for the disk, where that can be: half of the limit is
@@ -74,41 +69,23 @@ impl Memory {
         self.used.load(Ordering::Relaxed) > self.limit / 2
     }
 
-    /// Ready when publishers may go on.
-    pub fn poll_clear(&self, context: &mut Context<'_>) -> Poll<()> {
-        let mut waiting = self.waiting.lock();
-        if !self.is_alarmed() {
-            return Poll::Ready(());
-        }
-        waiting.push(context.waker().clone());
-        Poll::Pending
+    /// The alarms, of which the gauge sets one.
+    pub(super) fn alarms(&self) -> &Arc<Alarms> {
+        &self.alarms
     }
 
     #[cold]
     fn switch(&self) {
-        let (alarmed, wakers) = {
-            let mut waiting = self.waiting.lock();
-            let before = self.is_alarmed();
-            // Until the alarm fits what is used: a change that came before the alarm was switched
-            // has not seen that there is something to switch back.
-            let alarmed = loop {
-                let over = self.is_over(self.used.load(Ordering::SeqCst));
-                if self.alarmed.swap(over, Ordering::SeqCst) == over {
-                    break over;
-                }
-            };
-            if alarmed == before {
-                return;
-            }
-            (alarmed, if alarmed { Vec::new() } else { std::mem::take(&mut *waiting) })
-        };
+        let is_short = || self.is_over(self.used.load(Ordering::SeqCst));
+        let switched = self.alarms.switch(Alarm::Memory, is_short);
         let (used_bytes, limit_bytes) = (self.used(), self.limit);
-        if alarmed {
-            tracing::warn!(used_bytes, limit_bytes, "memory alarm set: publishers are blocked");
-        } else {
-            tracing::info!(used_bytes, limit_bytes, "memory alarm cleared");
+        match switched {
+            Some(true) => {
+                tracing::warn!(used_bytes, limit_bytes, "memory alarm set: publishers are blocked");
+            }
+            Some(false) => tracing::info!(used_bytes, limit_bytes, "memory alarm cleared"),
+            None => {}
         }
-        wakers.into_iter().for_each(Waker::wake);
     }
 }
 

@@ -8,6 +8,7 @@
 //! other lock is taken meanwhile. Nothing is ever awaited under a lock.
 
 mod access;
+mod alarm;
 mod batch;
 mod changes;
 mod dead_letter;
@@ -51,6 +52,7 @@ pub use access::{
     AccessError, PermissionDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
     VhostDefinition, VhostLimits, VhostMetadata,
 };
+pub use alarm::{Alarm, Alarms};
 pub use batch::Batch;
 pub(crate) use batch::{OwnedMessage, Span, Staged};
 pub use definitions::{Definitions, DefinitionsError, Imported};
@@ -154,7 +156,12 @@ impl Broker {
         &self.config
     }
 
-    /// The memory gauge and its alarm.
+    /// What publishers are blocked for.
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        self.services.memory.alarms()
+    }
+
+    /// The memory gauge.
     pub fn memory(&self) -> &Arc<Memory> {
         &self.services.memory
     }

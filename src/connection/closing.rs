@@ -176,12 +176,13 @@ pub(super) fn force_close(outbox: &Outbox, wakes: &mut Vec<Waker>) {
     send_close(outbox, &AmqpError::new(ReplyCode::ConnectionForced, text), wakes);
 }
 
-/// connection.blocked with RabbitMQ's reason, or connection.unblocked.
-pub(super) fn notify_blocked(outbox: &Outbox, blocked: bool, wakes: &mut Vec<Waker>) {
-    let method = if blocked {
-        connection::AMQPMethod::Blocked(connection::Blocked { reason: "low on memory".into() })
-    } else {
-        connection::AMQPMethod::Unblocked(connection::Unblocked {})
+/// connection.blocked with its reason, or connection.unblocked.
+pub(super) fn notify_blocked(outbox: &Outbox, reason: Option<&str>, wakes: &mut Vec<Waker>) {
+    let method = match reason {
+        Some(reason) => {
+            connection::AMQPMethod::Blocked(connection::Blocked { reason: reason.into() })
+        }
+        None => connection::AMQPMethod::Unblocked(connection::Unblocked {}),
     };
     outbox.send(0, &AMQPClass::Connection(method), wakes);
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use crate::broker::{
-    Batch, Broker, ConnectionId, DeleteIf, Drive, Memory, Outbox, Presence, QueueCell, Rights,
+    Alarms, Batch, Broker, ConnectionId, DeleteIf, Drive, Outbox, Presence, QueueCell, Rights,
     Vhost,
 };
 use crate::clock::Millis;
@@ -85,9 +85,9 @@ pub enum Next {
     /// The store does not keep up with what this client and others publish: wait until it has
     /// room, then feed what is left again.
     AwaitRoom,
-    /// The memory alarm is on and this client publishes: wait until it is cleared, then feed what
+    /// An alarm is set and this client publishes: wait until none is, then feed what
     /// is left again.
-    AwaitMemory,
+    AwaitAlarms,
     /// A password is to be checked, which takes a while: let [`Connection::login`] do that
     /// elsewhere, tell [`Connection::finish_login`], then feed what is left again.
     AwaitLogin,
@@ -206,9 +206,9 @@ impl Connection {
         format!("{} -> {}", self.peer, self.local)
     }
 
-    /// The gauge whose alarm blocks publishers.
-    pub fn memory(&self) -> &Arc<Memory> {
-        self.broker.memory()
+    /// What blocks publishers.
+    pub fn alarms(&self) -> &Arc<Alarms> {
+        self.broker.alarms()
     }
 
     /// Ready when the store has room for what clients publish.
@@ -268,7 +268,7 @@ impl Connection {
     /// Takes frames as long as there are whole ones and nothing speaks against it.
     fn take_frames(&mut self, bytes: &[u8], worker: &mut Worker) -> (usize, Next) {
         let mut consumed = 0;
-        let alarmed = self.broker.memory().is_alarmed();
+        let alarmed = self.broker.alarms().is_any();
         while !self.is_over() {
             if self.login.is_some() {
                 return (consumed, Next::AwaitLogin);
@@ -288,7 +288,7 @@ impl Connection {
             // Content that is being received is taken to its end, for that frees what it holds.
             // What comes after connection.close is not taken in at all.
             if alarmed && self.phase != Phase::Closing && hot::begins_publish(rest) {
-                return (consumed, Next::AwaitMemory);
+                return (consumed, Next::AwaitAlarms);
             }
             if self.phase == Phase::Open && !alarmed {
                 let used = self.take_run(bytes, consumed, worker);
@@ -385,10 +385,10 @@ impl Connection {
         closing::force_close(outbox, wakes);
     }
 
-    /// Tells the client that it is not read because memory is short, or that it is read again.
-    pub fn notify_blocked(&self, blocked: bool, worker: &mut Worker) {
+    /// Tells the client why it is not read, or that it is read again.
+    pub fn notify_blocked(&self, reason: Option<&str>, worker: &mut Worker) {
         if self.knows_blocked {
-            closing::notify_blocked(&self.outbox, blocked, &mut worker.drive.wakes);
+            closing::notify_blocked(&self.outbox, reason, &mut worker.drive.wakes);
         }
     }
 }

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
 
 use super::control::Control;
+use super::disk_space::DiskSpace;
 use super::login::LoginLine;
 use super::registry::Registry;
 use super::{housekeeping, loader, memory_limit, notice, socket, timer, worker};
@@ -39,6 +40,7 @@ pub struct Server {
     listeners: Vec<TcpListener>,
     registry: Arc<Registry>,
     control: Option<Control>,
+    disk: Option<DiskSpace>,
 }
 
 impl Server {
@@ -76,12 +78,22 @@ impl Server {
         for address in &config.listeners.amqp {
             listeners.push(listen(*address)?);
         }
-        Ok(Self { broker, listeners, registry: Arc::default(), control: None })
+        Ok(Self { broker, listeners, registry: Arc::default(), control: None, disk: None })
     }
 
     /// Serves this machine's operators, too.
     pub fn with_control(self, control: Control) -> Self {
         Self { control: Some(control), ..self }
+    }
+
+    /// Blocks publishers while the file system of `data_dir` has less room than the limit.
+    pub fn watching_disk(self, data_dir: &Path) -> Self {
+        let limit_bytes = self.broker.config().store.disk_free_limit_bytes;
+        if limit_bytes == 0 {
+            return self;
+        }
+        let disk = DiskSpace::new(data_dir, limit_bytes, &self.broker);
+        Self { disk: Some(disk), ..self }
     }
 
     /// The shared state, for those who bring users, vhosts and what is in them.
@@ -97,7 +109,7 @@ impl Server {
     /// Serves until `shutdown` is ready, then asks the clients to go and returns when they have,
     /// or after a few seconds.
     pub async fn run(self, shutdown: impl Future<Output = ()>) {
-        let Self { broker, listeners, registry, control } = self;
+        let Self { broker, listeners, registry, control, disk } = self;
         let mut tasks = tokio::task::JoinSet::new();
         let logins = Arc::new(LoginLine::default());
         for listener in listeners {
@@ -107,6 +119,9 @@ impl Server {
         tasks.spawn(notice::run(broker.clone(), registry.clone()));
         if let Some(control) = control {
             tasks.spawn(control.run(broker.clone()));
+        }
+        if let Some(disk) = disk {
+            tasks.spawn(disk.run(broker.clone()));
         }
         tasks.spawn(timer::run(broker.clone()));
         let loader = loader::start(&broker);

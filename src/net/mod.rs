@@ -1,12 +1,13 @@
 //! Sockets, timers and tasks: the only module that waits.
 //!
-//! Owns the listeners, two tasks for each connection (one reads and drives, one writes), two
-//! tasks for all (one looks after heartbeats, one after what is due at a certain time), the thread
-//! that reads from the store, and the line in which logins wait for their passwords to be checked.
-//! It must not know the protocol: it moves bytes between sockets, [`crate::connection::Connection`] and
-//! [`crate::broker::Outbox`].
+//! Owns the listeners, two tasks for each connection (one reads and drives, one writes), three
+//! tasks for all (they look after heartbeats, what is due at a certain time, and the disk), the
+//! thread that reads from the store, and the line in which logins wait for their passwords to be
+//! checked. It must not know the protocol: it moves bytes between sockets,
+//! [`crate::connection::Connection`] and [`crate::broker::Outbox`].
 
 mod control;
+mod disk_space;
 mod housekeeping;
 mod listener;
 mod loader;

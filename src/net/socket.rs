@@ -166,7 +166,7 @@ impl Reader {
                             Next::Again => tokio::task::yield_now().await,
                             Next::AwaitDrain => self.until_drained().await,
                             Next::AwaitRoom => self.until_room().await,
-                            Next::AwaitMemory => self.until_memory().await,
+                            Next::AwaitAlarms => self.until_unblocked().await,
                             Next::AwaitLogin => self.until_logged_in().await,
                             Next::AwaitStore => self.until_stored().await,
                         }
@@ -282,17 +282,15 @@ impl Reader {
         self.connection.liveness().set_reading(true, now());
     }
 
-    /// Waits until the memory alarm is cleared, or the client is gone.
-    async fn until_memory(&self) {
-        let (memory, stop) = (self.connection.memory().clone(), self.stop.clone());
-        if !memory.is_alarmed() {
-            return;
-        }
+    /// Waits until no alarm is set, or the client is gone.
+    async fn until_unblocked(&self) {
+        let (alarms, stop) = (self.connection.alarms().clone(), self.stop.clone());
+        let Some(reason) = alarms.reason() else { return };
         self.connection.liveness().set_reading(false, now());
-        worker::with(|lent| self.connection.notify_blocked(true, &mut lent.worker));
+        worker::with(|lent| self.connection.notify_blocked(Some(reason), &mut lent.worker));
         loop {
             let clear = std::future::poll_fn(|context| {
-                if stop.poll_asked(context) { Poll::Ready(()) } else { memory.poll_clear(context) }
+                if stop.poll_asked(context) { Poll::Ready(()) } else { alarms.poll_clear(context) }
             });
             if timeout(BLOCKED_LOOK, clear).await.is_ok() {
                 break;
@@ -304,7 +302,7 @@ impl Reader {
                 break;
             }
         }
-        worker::with(|lent| self.connection.notify_blocked(false, &mut lent.worker));
+        worker::with(|lent| self.connection.notify_blocked(None, &mut lent.worker));
         self.connection.liveness().set_reading(true, now());
     }
 

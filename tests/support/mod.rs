@@ -48,6 +48,11 @@ pub mod settings {
     pub fn memory_high_watermark(bytes: u64) -> String {
         format!("[limits]\nmemory_high_watermark_bytes = {bytes}\n")
     }
+
+    /// A broker that blocks publishers when there is less room on its disk.
+    pub fn disk_free_limit(bytes: u64) -> String {
+        format!("[store]\ndisk_free_limit = {bytes}\n")
+    }
 }
 
 /// Runs the broker as a child and kills it when this process closes the pipe, also when it is
@@ -139,9 +144,27 @@ impl Broker {
     /// A new broker on this data directory, which stays when the broker goes.
     pub fn on_data_dir(data_dir: &Path, toml: &str) -> Broker {
         let data_dir = data_dir.to_str().expect("a path in UTF-8");
-        let mut broker = Self::spawn_with(toml, &["--data-dir", data_dir]);
+        let mut broker = Self::spawn_with(toml, &[], &["--data-dir", data_dir]);
         broker.data_dir = Some(data_dir.into());
         broker
+    }
+
+    /// A new broker on a disk of its own, a tmpfs of this size, and the directory where others find
+    /// that; none, and a message, where nothing can be mounted. The disk goes with the broker.
+    pub fn on_small_disk(bytes: u64, toml: &str) -> Option<(Broker, PathBuf)> {
+        const UNSHARE: [&str; 6] = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"];
+        let mut probe = Command::new(UNSHARE[0]);
+        probe.args(&UNSHARE[1..]).arg("mount -t tmpfs tmpfs .").current_dir(std::env::temp_dir());
+        if !probe.output().is_ok_and(|output| output.status.success()) {
+            eprintln!("skipped: this test mounts a disk of its own, and that is not permitted");
+            return None;
+        }
+        let mount =
+            format!("mkdir disk && mount -t tmpfs -o size={bytes} tmpfs disk && exec \"$@\"");
+        let wrapper = [&UNSHARE[..], &[&mount, "sh"]].concat();
+        let broker = Self::spawn_with(toml, &wrapper, &["--data-dir", "disk/data"]);
+        let disk = format!("/proc/{}/cwd/disk", broker.pid.expect("it was just started"));
+        Some((broker, disk.into()))
     }
 
     /// Imports definitions: with the reference's tool, which `AMQP_CTL` names, or ours. The error
@@ -182,14 +205,16 @@ impl Broker {
     }
 
     fn spawn(toml: &str) -> Broker {
-        Self::spawn_with(toml, &["--no-store"])
+        Self::spawn_with(toml, &[], &["--no-store"])
     }
 
-    fn spawn_with(toml: &str, store: &[&str]) -> Broker {
+    /// `wrapper` is a command that runs its arguments in its own place.
+    fn spawn_with(toml: &str, wrapper: &[&str], store: &[&str]) -> Broker {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let ready = dir.path().join("ready.json");
         let mut command = Command::new("sh");
-        command.args(["-c", WATCHDOG, "sh", env!("CARGO_BIN_EXE_leveret"), "serve"]).args(store);
+        command.args(["-c", WATCHDOG, "sh"]).args(wrapper);
+        command.args([env!("CARGO_BIN_EXE_leveret"), "serve"]).args(store);
         command.args(["--amqp-listen", "127.0.0.1:0", "--ready-file"]).arg(&ready);
         if !toml.is_empty() {
             let config = dir.path().join("leveret.toml");
