@@ -1,7 +1,17 @@
 //! The messages that wait at one delayed-message exchange.
 //!
-//! Owns their order by due time, and by arrival where that is equal, and the exchange's one place
-//! among the broker's deadlines. It must not know where the messages go then.
+//! Owns their order by due time, and by arrival where that is equal, their entries in the store, and
+//! the exchange's one place among the broker's deadlines. It must not know where the messages go
+//! then.
+//!
+//! Persistent messages at a durable exchange outlive the broker. The store is told of them under the
+//! lock, so that its order is that of effect; an entry is deleted when the message's copies have
+//! been handed over, so that a crash between may double it but never lose it.
+
+mod entry;
+mod recovery;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -14,7 +24,8 @@ use super::drive::Drive;
 use super::exchange_memory::KeptMessage;
 use super::{Services, Vhost};
 use crate::clock::Millis;
-use crate::routing::ExchangeId;
+use crate::routing::{Exchange, ExchangeId};
+use entry::{Entries, Turn};
 
 /// What is published in one go; others get their turn before the rest.
 const RELEASED_MAX: usize = 1024;
@@ -27,23 +38,36 @@ pub(super) struct Waiting {
     services: Arc<Services>,
     /// Its number among the deadlines.
     id: u64,
+    /// Those of persistent messages, if they are to outlive the broker here.
+    entries: Option<Entries>,
     state: Mutex<State>,
 }
+
+/// A message, and when it leaves.
+pub(super) type Due = (Turn, Arc<KeptMessage>);
 
 #[derive(Debug, Default)]
 struct State {
     delayed: Delayed,
+    /// Messages that are being published: their entries are still there.
+    leaving: Vec<Due>,
     deadline: Option<Millis>,
 }
 
 impl Waiting {
     pub(super) fn new(
-        exchange: ExchangeId,
+        exchange: &Exchange,
         vhost: Weak<Vhost>,
         services: Arc<Services>,
     ) -> Arc<Self> {
-        let id = services.next_id();
-        Arc::new(Self { exchange, vhost, services, id, state: Mutex::default() })
+        // What is done in a deleted vhost ends with the connections that are still in it.
+        let in_vhost = vhost.upgrade().filter(|vhost| !vhost.occupancy.is_gone());
+        let store = services.store.clone().filter(|_| exchange.spec().durable);
+        let entries = in_vhost.zip(store);
+        let entries =
+            entries.map(|(vhost, store)| Entries::new(store, vhost.name(), exchange.name()));
+        let (exchange, id) = (exchange.id(), services.next_id());
+        Arc::new(Self { exchange, vhost, services, id, entries, state: Mutex::default() })
     }
 
     /// Adds a message that is due at some time.
@@ -51,16 +75,45 @@ impl Waiting {
         self: &Arc<Self>,
         due: Millis,
         message: Arc<KeptMessage>,
-        wakes: &mut Vec<Waker>,
+        drive: &mut Drive,
     ) {
+        let entries = self.entries.as_ref().filter(|_| message.is_persistent());
+        // The copy is made before the lock is taken.
+        let entry = entries.map(|entries| (entries, entry::value_of(&message)));
         let mut state = self.state.lock();
-        state.delayed.push(due, message);
-        self.reschedule(&mut state, wakes);
+        let turn = state.delayed.push(due, message);
+        if let Some((entries, value)) = entry {
+            drive.await_store(entries.put(turn, value));
+        }
+        self.reschedule(&mut state, &mut drive.wakes);
+    }
+
+    /// Takes back a message that has waited here before the broker was started.
+    fn restore(self: &Arc<Self>, turn: Turn, message: Arc<KeptMessage>, drive: &mut Drive) {
+        let mut state = self.state.lock();
+        state.delayed.restore(turn, message);
+        self.reschedule(&mut state, &mut drive.wakes);
     }
 
     /// How many messages wait.
     pub(super) fn len(&self) -> usize {
         self.state.lock().delayed.len()
+    }
+
+    /// The exchange is gone. Answers what has waited there, to be freed when no lock is held.
+    pub(super) fn forget(&self) -> Vec<Due> {
+        let mut state = self.state.lock();
+        let mut gone = std::mem::take(&mut state.leaving);
+        gone.extend(std::mem::take(&mut state.delayed).waiting);
+        self.delete_entries(&gone);
+        gone
+    }
+
+    fn delete_entries(&self, messages: &[Due]) {
+        if let Some(entries) = &self.entries {
+            let persistent = messages.iter().filter(|(_, message)| message.is_persistent());
+            entries.delete(persistent.map(|(turn, _)| *turn));
+        }
     }
 
     fn reschedule(self: &Arc<Self>, state: &mut State, wakes: &mut Vec<Waker>) {
@@ -75,15 +128,21 @@ impl Waiting {
 
 impl Timed for Waiting {
     fn tick(self: Arc<Self>, drive: &mut Drive) -> bool {
+        // Without its vhost, the broker is being dropped.
+        let Some(vhost) = self.vhost.upgrade() else { return false };
         let due = {
             let mut state = self.state.lock();
             state.deadline = None;
-            state.delayed.take_due(drive.now, RELEASED_MAX)
+            state.leaving = state.delayed.take_due(drive.now, RELEASED_MAX);
+            state.leaving.clone()
         };
-        if let Some(vhost) = self.vhost.upgrade() {
-            vhost.release(self.exchange, due, drive);
-        }
+        vhost.release(self.exchange, due.iter().map(|(_, message)| &**message), drive);
+        // A queue may have refused a message as a dead letter, which has to be somewhere, too.
+        drive.publish_dead_letters();
         let mut state = self.state.lock();
+        // Nothing is left of an exchange that has gone meanwhile.
+        let left = std::mem::take(&mut state.leaving);
+        self.delete_entries(&left);
         self.reschedule(&mut state, &mut drive.wakes);
         state.deadline.is_some_and(|at| at <= drive.now)
     }
@@ -102,16 +161,23 @@ impl Drop for Waiting {
 
 #[derive(Debug, Default)]
 struct Delayed {
-    waiting: BTreeMap<(Millis, u64), Arc<KeptMessage>>,
+    waiting: BTreeMap<Turn, Arc<KeptMessage>>,
     /// The number of the last message.
     last: u64,
 }
 
 impl Delayed {
     /// Adds a message that is due at some time.
-    fn push(&mut self, due: Millis, message: Arc<KeptMessage>) {
-        self.last += 1;
-        self.waiting.insert((due, self.last), message);
+    fn push(&mut self, due: Millis, message: Arc<KeptMessage>) -> Turn {
+        let turn = Turn { due, number: self.last + 1 };
+        self.restore(turn, message);
+        turn
+    }
+
+    /// Adds a message that had a turn before; all that come later are behind it.
+    fn restore(&mut self, turn: Turn, message: Arc<KeptMessage>) {
+        self.last = self.last.max(turn.number);
+        self.waiting.insert(turn, message);
     }
 
     /// How many messages wait.
@@ -121,55 +187,18 @@ impl Delayed {
 
     /// When the first message is due.
     fn next_due(&self) -> Option<Millis> {
-        self.waiting.first_key_value().map(|((due, _), _)| *due)
+        self.waiting.first_key_value().map(|(turn, _)| turn.due)
     }
 
     /// Takes out what is due, at most `max` messages, in order.
-    fn take_due(&mut self, now: Millis, max: usize) -> Vec<Arc<KeptMessage>> {
+    fn take_due(&mut self, now: Millis, max: usize) -> Vec<Due> {
         let mut due = Vec::new();
         while due.len() < max
             && let Some(first) = self.waiting.first_entry()
-            && first.key().0 <= now
+            && first.key().due <= now
         {
-            due.push(first.remove());
+            due.push(first.remove_entry());
         }
         due
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::broker::Memory;
-    use crate::queue::{Body, Content};
-
-    fn message(text: &str, memory: &Arc<Memory>) -> Arc<KeptMessage> {
-        let body = Body::Inline(text.as_bytes());
-        let content = Content { address: b"\x01x\x01k", header: b"", body };
-        Arc::new(KeptMessage::new(&content, &[b"k"], memory))
-    }
-
-    #[test]
-    fn what_is_due_comes_out_in_order() {
-        let memory = Arc::new(Memory::new(u64::MAX, 0));
-        let mut delayed = Delayed::default();
-        assert_eq!(delayed.next_due(), None);
-        for (due, text) in [(30, "d"), (10, "a"), (20, "b"), (20, "c"), (u64::MAX, "never")] {
-            delayed.push(Millis(due), message(text, &memory));
-        }
-        assert_eq!((delayed.len(), delayed.next_due()), (5, Some(Millis(10))));
-        assert!(memory.used() > 5 * 100);
-        let mut take = |now, max| {
-            let due = delayed.take_due(Millis(now), max);
-            let texts = due.iter().map(|kept| String::from_utf8_lossy(&kept.message().body));
-            texts.collect::<String>()
-        };
-        assert_eq!(take(9, 10), "");
-        assert_eq!(take(25, 2), "ab");
-        assert_eq!(take(25, 2), "c");
-        assert_eq!(take(u64::MAX - 1, 10), "d");
-        assert_eq!((delayed.len(), delayed.next_due()), (1, Some(Millis(u64::MAX))));
-        drop(delayed);
-        assert_eq!(memory.used(), 0);
     }
 }

@@ -11,14 +11,15 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 
-use super::delayed::Waiting;
+use super::delayed::{Due, Waiting};
 use super::drive::Drive;
 use super::memory::Memory;
 use super::recent_history::RecentHistory;
 use super::{OwnedMessage, Services, Vhost};
 use crate::clock::Millis;
+use crate::codec::properties::Properties;
 use crate::queue::{Body, Content, Dedup};
-use crate::routing::{ExchangeId, Keep, Kept, Sighting};
+use crate::routing::{Exchange, ExchangeId, Keep, Kept, Sighting, Topology};
 
 /// A message that an exchange keeps, with its place in the memory gauge. (A large body has its own,
 /// see [`OwnedMessage::counted`].)
@@ -53,6 +54,11 @@ impl KeptMessage {
     /// The message itself.
     pub(super) fn message(&self) -> &OwnedMessage {
         &self.message
+    }
+
+    /// Whether it outlives the broker where it can.
+    pub(super) fn is_persistent(&self) -> bool {
+        Properties::of_header(&self.message.header).is_persistent()
     }
 
     /// Its routing keys.
@@ -94,7 +100,7 @@ impl Drop for Seen {
 #[derive(Debug, Default)]
 #[must_use]
 pub(super) struct Forgotten {
-    _waiting: Vec<Arc<Waiting>>,
+    _waiting: Vec<(Arc<Waiting>, Vec<Due>)>,
     _histories: Vec<Arc<Mutex<RecentHistory>>>,
     _seen: Vec<Arc<Mutex<Seen>>>,
 }
@@ -105,9 +111,10 @@ impl ExchangeMemory {
         Self { vhost, services, waiting, histories, seen: DashMap::new() }
     }
 
-    /// Keeps a message for the exchanges that ask for it.
+    /// Keeps a message for the exchanges that ask for it and are still there.
     pub(super) fn keep(
         &self,
+        topology: &Topology,
         kept: &[Kept],
         content: &Content<'_>,
         keys: &[&[u8]],
@@ -118,20 +125,25 @@ impl ExchangeMemory {
         }
         let message = Arc::new(KeptMessage::new(content, keys, &self.services.memory));
         for Kept { exchange, keep } in kept {
+            let Some(exchange) = topology.exchange_of(*exchange) else { continue };
             match *keep {
                 Keep::Delay { ms } => {
-                    let new = || Waiting::new(*exchange, self.vhost.clone(), self.services.clone());
-                    let waiting = self.waiting.entry(*exchange).or_insert_with(new).clone();
                     let due = Millis(drive.now.0.saturating_add(ms));
-                    waiting.push(due, message.clone(), &mut drive.wakes);
+                    self.waiting_at(exchange).push(due, message.clone(), drive);
                 }
                 Keep::History { length } => {
-                    let history = self.histories.entry(*exchange).or_default().clone();
+                    let history = self.histories.entry(exchange.id()).or_default().clone();
                     // What drops out is freed when the lock is released.
                     let _excess = history.lock().push(message.clone(), length);
                 }
             }
         }
+    }
+
+    /// What waits at an exchange.
+    pub(super) fn waiting_at(&self, exchange: &Exchange) -> Arc<Waiting> {
+        let new = || Waiting::new(exchange, self.vhost.clone(), self.services.clone());
+        self.waiting.entry(exchange.id()).or_insert_with(new).clone()
     }
 
     /// Whether an exchange has seen a message like this one; it has, from now on.
@@ -160,11 +172,12 @@ impl ExchangeMemory {
         waiting.map_or(0, |waiting| waiting.len())
     }
 
-    /// Forgets exchanges that are gone.
+    /// Forgets exchanges that are gone, while the topology is locked for the change.
     pub(super) fn forget(&self, exchanges: &[ExchangeId]) -> Forgotten {
         let mut forgotten = Forgotten::default();
         for exchange in exchanges {
-            forgotten._waiting.extend(self.waiting.remove(exchange).map(|entry| entry.1));
+            let waiting = self.waiting.remove(exchange).map(|entry| entry.1);
+            forgotten._waiting.extend(waiting.map(|waiting| (waiting.clone(), waiting.forget())));
             forgotten._histories.extend(self.histories.remove(exchange).map(|entry| entry.1));
             forgotten._seen.extend(self.seen.remove(exchange).map(|entry| entry.1));
         }

@@ -50,7 +50,7 @@ impl Vhost {
         let found = self.find(&topology, from, keys, content, drive, routed);
         found.map_err(|error| error.to_amqp(exchange, self.name()))?;
         if !in_transaction {
-            self.kept.keep(&routed.kept, content, keys, drive);
+            self.kept.keep(&topology, &routed.kept, content, keys, drive);
         }
         Ok(self.cells(routed))
     }
@@ -104,7 +104,7 @@ impl Vhost {
         if self.find(topology, from, keys, content, drive, routed).is_err() {
             return Vec::new();
         }
-        self.kept.keep(&routed.kept, content, keys, drive);
+        self.kept.keep(topology, &routed.kept, content, keys, drive);
         self.cells(routed)
     }
 
@@ -112,7 +112,8 @@ impl Vhost {
         routed.queues.iter().filter_map(|id| self.cell(*id)).collect()
     }
 
-    /// Keeps a message for the exchanges that asked for it when it was routed.
+    /// Keeps a message for the exchanges that asked for it when it was routed, as far as they are
+    /// still there.
     pub(crate) fn keep(
         &self,
         kept: &[Kept],
@@ -120,10 +121,7 @@ impl Vhost {
         keys: &[&[u8]],
         drive: &mut Drive,
     ) {
-        let topology = self.topology.read();
-        let known = kept.iter().filter(|kept| topology.knows(kept.exchange));
-        let known: Vec<Kept> = known.copied().collect();
-        self.kept.keep(&known, content, keys, drive);
+        self.kept.keep(&self.topology.read(), kept, content, keys, drive);
     }
 
     /// How many messages wait at a delayed-message exchange.
@@ -132,12 +130,12 @@ impl Vhost {
         id.map_or(0, |id| self.kept.messages_delayed(id))
     }
 
-    /// Publishes messages that have waited at an exchange. The exchange or its bindings may be
-    /// others by now, or gone.
-    pub(super) fn release(
+    /// Publishes messages that have waited at an exchange: all of them are in their queues, or
+    /// nowhere, when this is done. The exchange or its bindings may be others by now, or gone.
+    pub(super) fn release<'a>(
         &self,
         exchange: ExchangeId,
-        due: Vec<Arc<KeptMessage>>,
+        due: impl Iterator<Item = &'a KeptMessage>,
         drive: &mut Drive,
     ) {
         let (mut batch, mut routed) = (Batch::default(), Routed::default());

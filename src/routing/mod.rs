@@ -185,10 +185,10 @@ impl Topology {
         self.exchange_names.get(name.as_bytes()).map(|slot| self.at(*slot))
     }
 
-    /// Whether the exchange of this number is still there.
-    pub fn knows(&self, exchange: ExchangeId) -> bool {
-        let found = self.exchanges.get(exchange.slot.at()).and_then(Option::as_ref);
-        found.is_some_and(|found| found.id() == exchange)
+    /// The exchange of this number, if it is still there.
+    pub fn exchange_of(&self, id: ExchangeId) -> Option<&Exchange> {
+        let found = self.exchanges.get(id.slot.at()).and_then(Option::as_ref);
+        found.filter(|found| found.id() == id)
     }
 
     /// All exchanges, the default one included, in no particular order.

@@ -145,7 +145,7 @@ impl Topology {
         routed: &mut Routed,
     ) {
         routed.clear();
-        if self.knows(exchange) {
+        if self.exchange_of(exchange).is_some() {
             routed.visited.insert(exchange.slot);
             self.leave(exchange.slot, message, routed);
             self.walk(message, is_duplicate, routed);
