@@ -57,7 +57,7 @@ pub mod settings {
 
 /// Runs the broker as a child and kills it when this process closes the pipe, also when it is
 /// killed itself. The exit code is the broker's.
-const WATCHDOG: &str = "exec 3<&0; \"$@\" 3<&- & broker=$!; \
+pub const WATCHDOG: &str = "exec 3<&0; \"$@\" 3<&- & broker=$!; \
     { read -r _ <&3; kill -9 $broker; } & guard=$!; \
     wait $broker; code=$?; kill $guard; exit $code";
 

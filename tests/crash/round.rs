@@ -1,0 +1,320 @@
+//! One round: a broker, clients, some crashes, and what is found after each.
+//!
+//! Owns the course of events. What clients do is a plan's, what must be found is the ledger's.
+
+use std::time::Duration;
+
+use super::channel::{Channel, Route, now_ms, seen};
+use super::consumer::Consumer;
+use super::ledger::{Event, Kind, Ledger, Queue, Settlement, Violation};
+use super::node::{Failure, Node};
+use super::publisher::Publisher;
+use super::random::Random;
+use super::session::{Incoming, Session};
+use super::transactions::Transactions;
+use super::verdict::{Found, judge};
+use crate::support::DEADLINE;
+
+/// What one client does.
+#[derive(Clone, Debug)]
+pub enum Work {
+    Publish(Publisher),
+    Consume(Consumer),
+    Transact(Transactions),
+}
+
+/// What a round is about.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The broker's configuration.
+    pub config: String,
+    /// The queues with their fields of `queue.declare`, arguments included.
+    pub queues: Vec<(Queue, String)>,
+    /// Further methods after their declaration, such as exchanges and bindings.
+    pub setup: Vec<String>,
+    pub clients: Vec<Work>,
+    /// How long clients are at work before a crash, at most.
+    pub work_ms_max: u64,
+    pub crashes: u32,
+    /// How long to wait, after the last crash, for what is delayed.
+    pub settle_ms: u64,
+}
+
+impl Plan {
+    /// Adds a queue and returns its number.
+    pub fn queue(&mut self, queue: Queue, fields: &str) -> usize {
+        self.queues.push((queue, fields.to_owned()));
+        self.queues.len() - 1
+    }
+
+    /// Adds a durable classic queue, and returns its number and the way to it.
+    pub fn durable(&mut self, name: &str) -> (usize, Route) {
+        let queue = self.queue(Queue::durable(name), "durable");
+        (queue, Route::to(name, queue))
+    }
+}
+
+/// What rounds have seen so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub crashes: u64,
+    pub messages: u64,
+}
+
+/// A round's failure.
+#[derive(Debug)]
+pub struct Failed {
+    pub violations: Vec<Violation>,
+    pub report: String,
+}
+
+/// A round that is being run.
+pub struct Round {
+    pub node: Node,
+    pub random: Random,
+    pub tally: Tally,
+    next_publisher: u32,
+}
+
+impl Round {
+    pub fn new(failure: Failure, config: &str, seed: u64) -> Round {
+        let node = Node::new(failure, config);
+        Round { node, random: Random::new(seed), tally: Tally::default(), next_publisher: 1 }
+    }
+
+    /// A number that no other publisher of this round has.
+    pub fn publisher(&mut self) -> u32 {
+        self.next_publisher += 1;
+        self.next_publisher - 1
+    }
+
+    /// Fails with what is wrong, and leaves the directory behind.
+    pub fn fail_if(self, mut violations: Vec<Violation>, when: &str) -> Result<Round, Failed> {
+        // RabbitMQ takes every message for a redelivered one after it was killed.
+        violations.retain(|violation| violation.kind != Kind::Flag || !Node::is_external());
+        if violations.is_empty() {
+            return Ok(self);
+        }
+        let mut counts = std::collections::BTreeMap::new();
+        violations.iter().for_each(|v| *counts.entry(v.kind).or_insert(0) += 1);
+        let mut report = format!("{when}: {counts:?}\n");
+        for violation in violations.iter().take(12) {
+            report += &format!("  {:?}: {}\n", violation.kind, violation.what);
+        }
+        let log = self.node.log();
+        let tail: Vec<&str> = log.lines().rev().take(15).collect();
+        report += &format!("  kept in {}; its log ends:\n", self.node.keep().display());
+        tail.iter().rev().for_each(|line| report += &format!("    {line}\n"));
+        Err(Failed { violations, report })
+    }
+
+    /// Kills the broker at a random moment within `ms_max`, and starts it again, perhaps only at
+    /// the second attempt.
+    pub fn crash(&mut self, ms_max: u64, at_kill: impl FnOnce()) -> Vec<Violation> {
+        let ms = match self.random.between(0, 9) {
+            0..=1 => self.random.between(0, 10),
+            2..=3 => self.random.between(10, 60),
+            _ => self.random.between(60.min(ms_max), ms_max),
+        };
+        std::thread::sleep(Duration::from_millis(ms));
+        let mut wrong = Vec::new();
+        if !self.node.is_running() {
+            wrong.push(Violation::new(Kind::Refused, "the broker ended by itself".to_owned()));
+        }
+        self.node.kill(&mut self.random);
+        self.tally.crashes += 1;
+        at_kill();
+        if self.random.percent(30) {
+            let after = Duration::from_millis(self.random.between(0, 80));
+            self.node.start_and_kill(after, &mut self.random);
+            self.tally.crashes += 1;
+        }
+        self.node.start();
+        wrong
+    }
+}
+
+/// Runs a plan.
+pub fn run(plan: &Plan, failure: Failure, seed: u64) -> Result<Tally, Failed> {
+    let mut round = Round::new(failure, &plan.config, seed);
+    let queues: Vec<Queue> = plan.queues.iter().map(|(queue, _)| queue.clone()).collect();
+    let mut ledger = Ledger::new(queues);
+    round.node.start();
+    declare(&round.node.address, plan);
+    for number in 1..=plan.crashes {
+        let (mut wrong, logs, until_ms) = work(&mut round, plan);
+        let sent = |event: &&Event| matches!(event, Event::Sent { .. });
+        round.tally.messages += logs.iter().flatten().filter(sent).count() as u64;
+        wrong.extend(ledger.absorb(&logs, until_ms));
+        ledger.crash();
+        round = look(round, plan, &mut ledger, wrong, number)?;
+    }
+    if plan.settle_ms > 0 {
+        std::thread::sleep(Duration::from_millis(plan.settle_ms));
+        round = look(round, plan, &mut ledger, Vec::new(), plan.crashes)?;
+    }
+    finish(round, plan, ledger)
+}
+
+/// Reads everything out, and sees that nothing of it comes back.
+fn finish(mut round: Round, plan: &Plan, mut ledger: Ledger) -> Result<Tally, Failed> {
+    let log = drain(&mut round, plan, &ledger);
+    let mut wrong = ledger.absorb(&[log], now_ms());
+    wrong.extend(round.crash(0, || {}));
+    ledger.crash();
+    round = look(round, plan, &mut ledger, wrong, plan.crashes + 1)?;
+    if !round.node.stop() {
+        let what = "SIGTERM did not end it well".to_owned();
+        round = round.fail_if(vec![Violation::new(Kind::Refused, what)], "at the end")?;
+    }
+    Ok(round.tally)
+}
+
+/// Declares everything. What an external broker still has of it goes first.
+fn declare(address: &str, plan: &Plan) {
+    let mut session = Session::open(address);
+    for (queue, fields) in &plan.queues {
+        session.must(&format!("queue.delete queue=\"{}\"", queue.name));
+        session.must(&format!("queue.declare queue=\"{}\" {fields}", queue.name));
+    }
+    for method in &plan.setup {
+        session.must(method);
+    }
+    session.close();
+}
+
+/// Lets all clients work until the broker is killed. Returns their logs and the time of its end.
+fn work(round: &mut Round, plan: &Plan) -> (Vec<Violation>, Vec<Vec<Event>>, u64) {
+    let address = round.node.address.clone();
+    let mut clients = Vec::new();
+    for work in &plan.clients {
+        let (publisher, random) = (round.publisher(), round.random.fork());
+        let work = work.clone();
+        let channel = match work {
+            Work::Transact(_) => Channel::plain(&address, publisher),
+            _ => Channel::confirming(&address, publisher),
+        };
+        clients.push(std::thread::spawn(move || match work {
+            Work::Publish(publisher) => publisher.run(channel, random),
+            Work::Consume(consumer) => consumer.run(channel, random),
+            Work::Transact(transactions) => transactions.run(channel, random),
+        }));
+    }
+    let mut until_ms = 0;
+    let wrong = round.crash(plan.work_ms_max, || until_ms = now_ms());
+    let join = |client: std::thread::JoinHandle<_>| client.join().expect("a client ends well");
+    (wrong, clients.into_iter().map(join).collect(), until_ms)
+}
+
+/// Compares what is there after a crash, and takes it as the new beginning.
+fn look(
+    round: Round,
+    plan: &Plan,
+    ledger: &mut Ledger,
+    mut wrong: Vec<Violation>,
+    crash: u32,
+) -> Result<Round, Failed> {
+    let mut round = round;
+    wrong.extend(look_for_queues(&round.node.address, plan));
+    let when = format!("after crash {crash}");
+    if !wrong.is_empty() {
+        round = round.fail_if(wrong, &when)?;
+    }
+    let publisher = round.publisher();
+    let (found, log) = look_through(&round.node.address, ledger, publisher);
+    round = round.fail_if(judge(ledger, &found), &when)?;
+    ledger.rebase(&found, true);
+    let wrong = ledger.absorb(&[log], now_ms());
+    round.fail_if(wrong, &when)
+}
+
+/// Durable queues are there, the others are not, until they are declared again.
+fn look_for_queues(address: &str, plan: &Plan) -> Vec<Violation> {
+    let mut session = Session::open(address);
+    let mut wrong = Vec::new();
+    for (queue, fields) in &plan.queues {
+        let passive = format!("queue.declare queue=\"{}\" passive", queue.name);
+        let answer = session.call(&passive, |_| {}).expect("the broker stays");
+        let mut note = |kind, what: String| wrong.push(Violation::new(kind, what));
+        match answer {
+            Ok(_) if queue.durable => {}
+            Ok(_) => note(Kind::CameBack, format!("the queue {} is not durable", queue.name)),
+            Err(refused) => {
+                if queue.durable || !refused.starts_with("404") {
+                    note(Kind::Lost, format!("the queue {}: {refused}", queue.name));
+                }
+                session.reopen().expect("the broker stays");
+            }
+        }
+        if !queue.durable {
+            session.must(&format!("queue.declare queue=\"{}\" {fields}", queue.name));
+        }
+    }
+    session.close();
+    wrong
+}
+
+/// Gets so many messages in one go.
+const GETS: usize = 100;
+
+/// Looks through all queues without settling anything. The log has what it published so that the
+/// broker would write down who has seen what: into the first queue, after that was looked through.
+fn look_through(address: &str, ledger: &Ledger, publisher: u32) -> (Vec<Found>, Vec<Event>) {
+    let mut channel = Channel::confirming(address, publisher);
+    let mut found = Vec::new();
+    for (queue, kind) in ledger.queues.iter().enumerate() {
+        let mut all = Vec::new();
+        let ended_ms = take_all(&mut channel, &kind.name, |_, delivery, asked_ms| {
+            all.push(seen(&delivery, asked_ms));
+        });
+        found.push(Found { queue, seen: all, ended_ms });
+    }
+    channel.sync(&Route::to(&ledger.queues[0].name, 0)).expect("the broker stays");
+    channel.session.close();
+    (found, channel.log)
+}
+
+/// Gets messages until there are no more. Returns the time of the last look.
+fn take_all(
+    channel: &mut Channel,
+    queue: &str,
+    mut each: impl FnMut(&mut Channel, crate::support::Delivery, u64),
+) -> u64 {
+    loop {
+        let asked_ms = now_ms();
+        for _ in 0..GETS {
+            let get = format!("basic.get queue=\"{queue}\"");
+            channel.session.method(&get).expect("the broker stays");
+        }
+        let mut empty = 0;
+        for _ in 0..GETS {
+            match channel.session.next(DEADLINE).expect("the broker stays") {
+                Some(Incoming::Message(delivery)) => each(channel, delivery, asked_ms),
+                Some(Incoming::Method(method)) if method.name == "basic.get-empty" => empty += 1,
+                other => panic!("{queue} is read, came {other:?}"),
+            }
+        }
+        if empty > 0 {
+            return now_ms();
+        }
+    }
+}
+
+/// Acknowledges everything, the first queue last, and makes sure that this is on disk.
+fn drain(round: &mut Round, plan: &Plan, ledger: &Ledger) -> Vec<Event> {
+    let publisher = round.publisher();
+    let mut channel = Channel::confirming(&round.node.address, publisher);
+    for (queue, kind) in ledger.queues.iter().enumerate().rev() {
+        take_all(&mut channel, &kind.name, |channel, delivery, _| {
+            if let Some(id) = channel.delivered(queue, &delivery) {
+                channel.settled(queue, id, Settlement::Ack);
+            }
+            let ack = format!("basic.ack delivery_tag={}", delivery.tag());
+            channel.session.method(&ack).expect("the broker stays");
+        });
+    }
+    assert_eq!(plan.queues.len(), ledger.queues.len(), "a plan and its ledger");
+    channel.sync(&Route::to(&ledger.queues[0].name, 0)).expect("the broker stays");
+    channel.session.close();
+    channel.log
+}

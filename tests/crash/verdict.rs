@@ -1,0 +1,303 @@
+//! Whether what is found after a restart is what must be there.
+//!
+//! Owns the comparison of a [`Ledger`] with the queues' contents: a pure function. It must not
+//! look anywhere itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::ledger::{Entry, Event, Kind, Ledger, Order, Queue, Receipt, Violation};
+use super::message::MessageId;
+
+/// How much later than due something may be seen, for the time that reading and waking take.
+const SLACK_MS: u64 = 25;
+
+/// How long after it was due a delayed message may be missing, on a machine with much to do.
+const LATE_MS: u64 = 1500;
+
+/// One message as it was found.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// Who it is; the error says what is wrong with it.
+    pub id: Result<MessageId, String>,
+    pub redelivered: bool,
+    /// When it was asked for.
+    pub asked_ms: u64,
+    /// The delivery count.
+    pub count: u32,
+    pub persistent: bool,
+    pub priority: Option<u8>,
+    pub expiration: Option<u64>,
+    /// Everything else about it, in any form that does not change.
+    pub properties: String,
+    /// Its deaths, newest first.
+    pub deaths: Vec<Death>,
+}
+
+/// An entry of `x-death`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Death {
+    pub queue: String,
+    pub reason: String,
+}
+
+/// A queue's content, looked through from its head to its end.
+#[derive(Clone, Debug)]
+pub struct Found {
+    pub queue: usize,
+    pub seen: Vec<Seen>,
+    /// When the last look found nothing more.
+    pub ended_ms: u64,
+}
+
+/// Compares what must be there with what is found. Queues that are not in `found` are not judged.
+pub fn judge(ledger: &Ledger, found: &[Found]) -> Vec<Violation> {
+    let mut times = BTreeMap::new();
+    for queue in found {
+        for id in queue.seen.iter().filter_map(|seen| seen.id.as_ref().ok()) {
+            *times.entry((queue.queue, *id)).or_default() += 1;
+        }
+    }
+    let mut judge = Judge { ledger, times, violations: Vec::new() };
+    for queue in found {
+        judge.counts(queue);
+        judge.order(queue);
+        judge.each(queue);
+        judge.transactions(queue);
+    }
+    judge.violations
+}
+
+struct Judge<'a> {
+    ledger: &'a Ledger,
+    /// How often each message was found in each queue.
+    times: BTreeMap<(usize, MessageId), u32>,
+    violations: Vec<Violation>,
+}
+
+impl Judge<'_> {
+    fn note(&mut self, kind: Kind, queue: usize, what: String) {
+        let name = &self.ledger.queues[queue].name;
+        self.violations.push(Violation::new(kind, format!("{name}: {what}")));
+    }
+
+    fn times(&self, queue: usize, id: MessageId) -> u32 {
+        self.times.get(&(queue, id)).copied().unwrap_or(0)
+    }
+
+    /// As many of each message as there must be at least and can be at most.
+    fn counts(&mut self, found: &Found) {
+        let (queue, ended) = (found.queue, found.ended_ms);
+        let sources: Vec<usize> = self.ledger.sources(queue).collect();
+        let mut due: BTreeSet<MessageId> =
+            found.seen.iter().filter_map(|seen| seen.id.clone().ok()).collect();
+        for place in sources.iter().chain([&queue]) {
+            let all = self.ledger.entries.range((*place, MessageId::MIN)..(*place + 1, MessageId::MIN));
+            due.extend(all.map(|((_, id), _)| *id));
+        }
+        for id in due {
+            let here = self.times(queue, id);
+            let entry = self.ledger.entries.get(&(queue, id));
+            let came = self.ledger.may_have_come(queue, id, ended);
+            let (stored, possible) = entry.map_or((0, 0), |e| (e.stored, e.possible));
+            let (acks, acks_stored) = entry.map_or((0, 0), |e| (e.acks, e.acks_stored));
+            let most = (stored + possible + came).saturating_sub(acks_stored);
+            if here > most {
+                let is_unheard = entry.is_none() && came == 0;
+                let kind = match most {
+                    0 if is_unheard => Kind::Invented,
+                    0 => Kind::CameBack,
+                    _ => Kind::Duplicated,
+                };
+                self.note(kind, queue, format!("{id:?} is there {here} times, at most {most}"));
+            }
+            let must_have_come: u32 = sources.iter().map(|at| self.must_have_left(*at, id, ended)).sum();
+            let mut gone = acks + self.ledger.may_have_left(queue, id, ended);
+            if entry.is_some_and(|entry| self.may_be_missing(queue, entry, ended)) {
+                gone += stored;
+            }
+            let least = (stored + must_have_come).saturating_sub(gone);
+            if here < least {
+                self.note(Kind::Lost, queue, format!("{id:?} is there {here} times, at least {least}"));
+            }
+        }
+    }
+
+    /// Whether time may have taken the message away, or not brought it yet.
+    fn may_be_missing(&self, queue: usize, entry: &Entry, ended_ms: u64) -> bool {
+        let expires = entry.expires_ms(&self.ledger.queues[queue]);
+        let is_delayed = entry.sort.delay_ms.is_some() && ended_ms < entry.due_ms().1 + LATE_MS;
+        is_delayed || expires.is_some_and(|(earliest, _)| earliest <= ended_ms + SLACK_MS)
+    }
+
+    /// How many copies that are not in a queue any more must have gone where its dead letters go.
+    fn must_have_left(&self, source: usize, id: MessageId, ended_ms: u64) -> u32 {
+        let Some(entry) = self.ledger.entries.get(&(source, id)) else { return 0 };
+        let stays = entry.stored.saturating_sub(entry.acks);
+        let missing = stays.saturating_sub(self.times(source, id));
+        missing.min(self.ledger.may_have_left(source, id, ended_ms))
+    }
+
+    /// The order of before the crash, then that of each publisher.
+    fn order(&mut self, found: &Found) {
+        let queue = &self.ledger.queues[found.queue];
+        let mut wrong = Vec::new();
+        // By class: the place that the last known message had, and the last number by publisher.
+        let mut places: BTreeMap<u8, usize> = BTreeMap::new();
+        let mut numbers: BTreeMap<(u8, u32), u32> = BTreeMap::new();
+        let mut class_before = u8::MAX;
+        for seen in &found.seen {
+            let Ok(id) = seen.id else { continue };
+            let class = queue.class(seen.priority);
+            if matches!(queue.order, Order::Priority(_)) {
+                if class > class_before {
+                    wrong.push(format!("{id:?} of priority {class} comes after {class_before}"));
+                }
+                class_before = class;
+            }
+            let entry = self.ledger.entries.get(&(found.queue, id));
+            if self.times(found.queue, id) > 1 {
+                continue;
+            }
+            match entry.and_then(|entry| entry.position) {
+                Some(position) => {
+                    let before = places.insert(class, position);
+                    if before.is_some_and(|before| before > position) {
+                        wrong.push(format!("{id:?} was at {position} and comes after {before:?}"));
+                    }
+                }
+                None => {
+                    places.insert(class, usize::MAX);
+                    let before = numbers.insert((class, id.publisher), id.number).unwrap_or(0);
+                    if before > id.number && queue.order != Order::Any {
+                        wrong.push(format!("{id:?} comes after {before}"));
+                    }
+                }
+            }
+        }
+        wrong.into_iter().for_each(|what| self.note(Kind::Reordered, found.queue, what));
+    }
+
+    /// Each message by itself: its bytes, its time, its flags and properties.
+    fn each(&mut self, found: &Found) {
+        let queue = found.queue;
+        for seen in &found.seen {
+            let id = match &seen.id {
+                Ok(id) => *id,
+                Err(what) => {
+                    self.note(Kind::Damaged, queue, what.clone());
+                    continue;
+                }
+            };
+            let entry = self.ledger.entries.get(&(queue, id));
+            for (kind, what) in
+                entry.map_or_else(Vec::new, |e| wrong_with(&self.ledger.queues[queue], e, seen))
+            {
+                self.note(kind, queue, format!("{id:?} {what}"));
+            }
+            let is_new = entry.is_none_or(|entry| entry.position.is_none());
+            if is_new && self.ledger.sources(queue).next().is_some() {
+                self.dead_letter(queue, id, seen);
+            }
+        }
+    }
+
+    /// A dead letter says where it died and why.
+    fn dead_letter(&mut self, queue: usize, id: MessageId, seen: &Seen) {
+        let is_direct = self.ledger.entries.get(&(queue, id)).is_some_and(|e| e.stored + e.possible > 0);
+        if seen.deaths.is_empty() && is_direct {
+            return;
+        }
+        let fits = |source: usize| {
+            let Some(entry) = self.ledger.entries.get(&(source, id)) else { return false };
+            let kind = &self.ledger.queues[source];
+            let newest = seen.deaths.first();
+            newest.is_some_and(|death| {
+                death.queue == kind.name
+                    && match death.reason.as_str() {
+                        "rejected" => entry.rejects > 0,
+                        "expired" => entry.expires_ms(kind).is_some(),
+                        "delivery_limit" => kind.delivery_limit.is_some(),
+                        _ => false,
+                    }
+            })
+        };
+        if !self.ledger.sources(queue).any(fits) {
+            let what = format!("{id:?} has died of {:?}, which nobody saw", seen.deaths);
+            self.note(Kind::Changed, queue, what);
+        }
+        let source = self.ledger.sources(queue).find_map(|s| self.ledger.entries.get(&(s, id)));
+        if source.is_some_and(|source| source.sort.priority != seen.priority) {
+            self.note(Kind::Changed, queue, format!("{id:?} has priority {:?}", seen.priority));
+        }
+    }
+
+    /// Transactions without an answer are in a queue as a whole or not at all.
+    fn transactions(&mut self, found: &Found) {
+        let mut parts: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        for ((queue, id), entry) in &self.ledger.entries {
+            let Some(group) = entry.group.filter(|_| *queue == found.queue) else { continue };
+            if entry.acks == 0 && entry.rejects == 0 {
+                let (all, here) = parts.entry(group).or_default();
+                *all += 1;
+                *here += self.times(*queue, *id).min(1);
+            }
+        }
+        for (group, (all, here)) in parts {
+            if here != 0 && here != all {
+                self.note(Kind::Split, found.queue, format!("{here} of {all} of transaction {group}"));
+            }
+        }
+    }
+}
+
+/// What is wrong with one message that is known.
+fn wrong_with(queue: &Queue, entry: &Entry, seen: &Seen) -> Vec<(Kind, String)> {
+    let mut wrong = Vec::new();
+    let mut note = |kind, what: String| wrong.push((kind, what));
+    if let Some((_, latest)) = entry.expires_ms(queue)
+        && seen.asked_ms > latest.saturating_add(SLACK_MS)
+    {
+        note(Kind::CameBack, format!("expired {} ms before", seen.asked_ms - latest));
+    }
+    let (due, _) = entry.due_ms();
+    if entry.sort.delay_ms.is_some() && seen.asked_ms + SLACK_MS < due {
+        note(Kind::Early, format!("came {} ms early", due - seen.asked_ms));
+    }
+    if entry.receipt == Receipt::Stored && !seen.redelivered {
+        note(Kind::Flag, "was delivered before and is not redelivered".to_owned());
+    }
+    if entry.receipt == Receipt::Never && seen.redelivered {
+        note(Kind::Flag, "is redelivered and was with nobody".to_owned());
+    }
+    if seen.persistent != entry.sort.persistent || seen.priority != entry.sort.priority {
+        note(Kind::Changed, format!("has {:?}, {:?}", seen.persistent, seen.priority));
+    }
+    if seen.expiration != entry.sort.ttl_ms {
+        note(Kind::Changed, format!("has expiration {:?}", seen.expiration));
+    }
+    if entry.properties.as_ref().is_some_and(|before| *before != seen.properties) {
+        note(Kind::Changed, format!("was {:?}, is {}", entry.properties, seen.properties));
+    }
+    if queue.quorum {
+        let least = entry.count + entry.requeues_stored;
+        // Both a look through the queue and the crash may have given it back once more.
+        let most = entry.count + entry.requeues + 2;
+        if !(least..=most).contains(&seen.count) {
+            note(Kind::Changed, format!("has count {}, due {least} to {most}", seen.count));
+        }
+    }
+    wrong
+}
+
+/// Whether any log holds something that the broker must not do; for actors that have no ledger.
+pub fn wrong_in(log: &[Event]) -> Vec<Violation> {
+    let wrong = |event: &Event| match event {
+        Event::Wrong(violation) => Some(violation.clone()),
+        _ => None,
+    };
+    log.iter().filter_map(wrong).collect()
+}
+
+#[cfg(test)]
+#[path = "verdict_tests.rs"]
+mod tests;
