@@ -7,7 +7,7 @@
 //! kills it, `AMQP_START` starts it and returns when it serves.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,19 @@ pub enum Failure {
     Kill,
     /// The power goes: what was not synced may be gone, in part.
     PowerLoss,
-    /// The same with a disk that takes no sync for what it is. Nothing can survive that for
-    /// certain, so a run must find losses, or it looks at nothing.
-    BrokenSyncs,
+    /// Nothing is stored in the first place: a run must find losses, or it looks at nothing.
+    NoStore,
+}
+
+impl Failure {
+    /// What its tests are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::Kill => "kill",
+            Failure::PowerLoss => "power_loss",
+            Failure::NoStore => "no_store",
+        }
+    }
 }
 
 /// See the module's description.
@@ -32,6 +42,7 @@ pub struct Node {
     dir: tempfile::TempDir,
     config: String,
     power: Option<Power>,
+    has_store: bool,
     process: Option<Process>,
     external: Option<Broker>,
     /// Where it listens while it runs.
@@ -50,15 +61,12 @@ impl Node {
         let dir = tempfile::Builder::new().prefix("crash-").tempdir().expect("a directory");
         let data = dir.path().join("data");
         fs::create_dir(&data).expect("a new directory");
-        let power = match failure {
-            Failure::Kill => None,
-            Failure::PowerLoss => Some(Power::new(dir.path(), &data, true)),
-            Failure::BrokenSyncs => Some(Power::new(dir.path(), &data, false)),
-        };
+        let power = (failure == Failure::PowerLoss).then(|| Power::new(dir.path(), &data));
         Node {
             dir,
             config: config.to_owned(),
             power,
+            has_store: failure != Failure::NoStore,
             process: None,
             external: Broker::external(),
             address: String::new(),
@@ -125,8 +133,13 @@ impl Node {
             command.args(power.environment());
         }
         command.args([env!("CARGO_BIN_EXE_leveret"), "serve", "--amqp-listen", "127.0.0.1:0"]);
-        command.arg("--data-dir").arg(dir.join("data")).arg("--config").arg(&config);
-        command.arg("--ready-file").arg(&ready).current_dir(dir).stdin(Stdio::piped());
+        if self.has_store {
+            command.arg("--data-dir").arg(self.data_dir());
+        } else {
+            command.arg("--no-store");
+        }
+        command.arg("--config").arg(&config).arg("--ready-file").arg(&ready);
+        command.current_dir(dir).stdin(Stdio::piped());
         command.stdout(log.try_clone().expect("a second handle")).stderr(log);
         let watchdog = command.spawn().expect("sh starts");
         self.process = Some(Process { watchdog, pid: None });
@@ -192,9 +205,4 @@ fn run(variable: &str) {
     let command = std::env::var(variable).unwrap_or_else(|_| panic!("{variable} is not set"));
     let status = Command::new("sh").args(["-c", &command]).stdin(Stdio::null()).status();
     assert!(status.expect("sh starts").success(), "{variable} failed: {command}");
-}
-
-/// The directory that a test may use beside the data directory.
-pub fn beside(data_dir: &Path, name: &str) -> PathBuf {
-    data_dir.parent().expect("it has a parent").join(name)
 }

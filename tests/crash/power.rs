@@ -31,31 +31,26 @@ pub struct Power {
     dir: PathBuf,
     log: PathBuf,
     links: PathBuf,
-    counts_syncs: bool,
 }
 
 impl Power {
-    /// Follows `data`, which lies in `dir`. Where `counts_syncs` is false, no sync has an effect.
-    pub fn new(dir: &Path, data: &Path, counts_syncs: bool) -> Power {
+    /// Follows `data`, which lies in `dir`.
+    pub fn new(dir: &Path, data: &Path) -> Power {
         let links = dir.join("removed");
         fs::create_dir(&links).expect("a new directory");
         let dir_of = |path: &Path| path.canonicalize().expect("it is there");
-        Power { dir: dir_of(data), log: dir.join("unsynced.log"), links, counts_syncs }
+        Power { dir: dir_of(data), log: dir.join("unsynced.log"), links }
     }
 
     /// The assignments that `env` takes, for the broker's next start.
     pub fn environment(&self) -> Vec<String> {
         let pair = |key: &str, value: &Path| format!("{key}={}", value.display());
-        let mut all = vec![
+        vec![
             pair("LD_PRELOAD", library()),
             pair("UNSYNCED_DIR", &self.dir),
             pair("UNSYNCED_LOG", &self.log),
             pair("UNSYNCED_LINKS", &self.links),
-        ];
-        if !self.counts_syncs {
-            all.push("UNSYNCED_BROKEN=1".to_owned());
-        }
-        all
+        ]
     }
 
     /// Leaves in the directory what a disk might, now that the process is dead.

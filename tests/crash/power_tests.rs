@@ -10,14 +10,14 @@ struct Disk {
 
 impl Disk {
     /// Begins with these files, synced.
-    fn new(files: &[(&str, &str)], counts_syncs: bool) -> Disk {
+    fn new(files: &[(&str, &str)]) -> Disk {
         let dir = tempfile::tempdir().expect("a directory");
         let data = dir.path().join("data");
         fs::create_dir(&data).expect("a new directory");
         for (name, text) in files {
             fs::write(data.join(name), text).expect("written");
         }
-        let power = Power::new(dir.path(), &data, counts_syncs);
+        let power = Power::new(dir.path(), &data);
         Disk { dir, power }
     }
 
@@ -61,7 +61,7 @@ impl Disk {
 fn states(files: &[(&str, &str)], script: &str) -> Vec<BTreeMap<String, String>> {
     let mut all = Vec::new();
     for seed in 0..40 {
-        let disk = Disk::new(files, true);
+        let disk = Disk::new(files);
         disk.run(script);
         disk.power.take_back(&mut Random::new(seed));
         let state = disk.files();
@@ -142,31 +142,16 @@ fn a_torn_write_is_torn_at_a_sector() {
 }
 
 #[test]
-fn syncs_can_be_ignored() {
-    let disk = Disk::new(&[], false);
-    disk.run("write a one; sync a; syncdir .");
-    assert_eq!(disk.files().len(), 1, "a kill alone takes nothing");
-    let mut gone = false;
-    for seed in 0..20 {
-        let disk = Disk::new(&[], false);
-        disk.run("write a one; sync a; syncdir .");
-        disk.power.take_back(&mut Random::new(seed));
-        gone |= disk.files().is_empty();
-    }
-    assert!(gone, "nothing is ever lost");
-}
-
-#[test]
 #[should_panic(expected = "does not follow a mapping that writes")]
 fn what_is_not_followed_is_told() {
-    let disk = Disk::new(&[("a", "x")], true);
+    let disk = Disk::new(&[("a", "x")]);
     disk.run("mapped a");
     disk.power.take_back(&mut Random::new(1));
 }
 
 #[test]
 fn a_second_run_begins_with_what_was_left() {
-    let disk = Disk::new(&[], true);
+    let disk = Disk::new(&[]);
     disk.run("write a one; sync a");
     disk.power.take_back(&mut Random::new(1));
     disk.run("write b two; sync b");

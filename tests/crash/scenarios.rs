@@ -68,6 +68,56 @@ pub fn dead_letters(random: &mut Random) -> Plan {
     plan
 }
 
+/// Thousands die in one moment, by their time and by being rejected, and the broker with them.
+pub fn dead_letters_in_bulk(random: &mut Random) -> Plan {
+    let (mut plan, marks) = plan(2);
+    let mut dead = Queue::durable("dead");
+    dead.order = Order::Any;
+    let dead = plan.queue(dead, "durable");
+    let letters = "x-dead-letter-exchange=\"\",x-dead-letter-routing-key=dead";
+    let mut routes = Vec::new();
+    for (name, ttl_ms) in [("mortal", Some(150)), ("refused", None)] {
+        let mut queue = Queue::durable(name);
+        (queue.dead_letters, queue.ttl_ms) = (vec![dead], ttl_ms);
+        queue.is_consumed = name == "refused";
+        let ttl = ttl_ms.map_or(String::new(), |ttl| format!("x-message-ttl={ttl},"));
+        let queue = plan.queue(queue, &format!("durable arguments=({ttl}{letters})"));
+        routes.push(Route::to(name, queue));
+    }
+    let mut consumer = Consumer::of(routes[1].queues[0], "refused", &marks, random);
+    (consumer.prefetch, consumer.reject_percent, consumer.requeue_percent) = (0, 100, 0);
+    consumer.multiple_percent = 100;
+    plan.clients.push(Work::Consume(consumer));
+    for route in routes {
+        let publisher = Publisher::to(vec![route], random);
+        let size = Some((0, 100));
+        plan.clients.push(Work::Publish(Publisher { window: 1000, limit: 3000, size, ..publisher }));
+    }
+    plan.work_ms_max = 350;
+    plan
+}
+
+/// Large messages, half written when the broker dies.
+pub fn large(random: &mut Random) -> Plan {
+    let (mut plan, marks) = plan(3);
+    let mut routes = Vec::new();
+    for name in ["large", "larger"] {
+        let (queue, route) = plan.durable(name);
+        if random.percent(50) {
+            plan.queues[queue].0.is_consumed = true;
+            plan.clients.push(Work::Consume(Consumer::of(queue, name, &marks, random)));
+        }
+        routes.push(route);
+    }
+    for size in [(50_000, 200 * 1024), (0, 20_000)] {
+        let publisher = Publisher::to(routes.clone(), random);
+        let (limit, size) = (150, Some(size));
+        plan.clients.push(Work::Publish(Publisher { window: 100, limit, size, ..publisher }));
+    }
+    plan.work_ms_max = 200;
+    plan
+}
+
 /// One message in several queues, some of them consumed.
 pub fn fanout(random: &mut Random) -> Plan {
     let (mut plan, marks) = plan(2);

@@ -6,10 +6,9 @@
  * takes nothing back itself: power.rs reads the log after the program was killed, and says which
  * model of a disk it follows.
  *
- * UNSYNCED_DIR     the directory, absolute and without symbolic links
- * UNSYNCED_LOG     the log; it is appended to
- * UNSYNCED_LINKS   a directory on the same file system for files that were removed
- * UNSYNCED_BROKEN  if set, syncs are not noted: everything counts as not synced
+ * UNSYNCED_DIR    the directory, absolute and without symbolic links
+ * UNSYNCED_LOG    the log; it is appended to
+ * UNSYNCED_LINKS  a directory on the same file system for files that were removed
  *
  * A call that changes files in a way that is not followed here is noted as such, and fails the
  * test: writing through a mapping, writing by stdio, links. copy_file_range and sendfile into the
@@ -63,7 +62,7 @@ enum state { NOT_KNOWN, FOREIGN, FILE_BELOW, DIRECTORY_BELOW };
 static _Atomic unsigned char states[FDS];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char directory[PATH_MAX], links[PATH_MAX];
-static int log_fd = -1, broken, is_ready;
+static int log_fd = -1, is_ready;
 static uint64_t records;
 
 #define REAL(name) real_##name
@@ -118,7 +117,6 @@ __attribute__((constructor)) static void prepare(void)
         return;
     snprintf(directory, sizeof directory, "%s", dir);
     snprintf(links, sizeof links, "%s", beside);
-    broken = getenv("UNSYNCED_BROKEN") != NULL;
     log_fd = REAL(open)(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
 }
 
@@ -456,7 +454,7 @@ static uint64_t records_so_far(void)
 static int synced(int fd, int (*call)(int))
 {
     enum state state = state_of(fd);
-    if (state == FOREIGN || broken)
+    if (state == FOREIGN)
         return call(fd);
     uint64_t covered = records_so_far();
     int result = call(fd);
@@ -488,7 +486,7 @@ int fdatasync(int fd)
 static void note_all(uint64_t covered)
 {
     pthread_mutex_lock(&lock);
-    if (log_fd >= 0 && !broken)
+    if (log_fd >= 0)
         note((struct record){ .kind = ALL, .at = covered }, NULL, NULL, NULL);
     pthread_mutex_unlock(&lock);
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::ledger::{Entry, Event, Kind, Ledger, Order, Queue, Receipt, Violation};
+use super::ledger::{Entry, Kind, Ledger, Order, Queue, Receipt, Violation};
 use super::message::MessageId;
 
 /// How much later than due something may be seen, for the time that reading and waking take.
@@ -287,15 +287,6 @@ fn wrong_with(queue: &Queue, entry: &Entry, seen: &Seen) -> Vec<(Kind, String)> 
         }
     }
     wrong
-}
-
-/// Whether any log holds something that the broker must not do; for actors that have no ledger.
-pub fn wrong_in(log: &[Event]) -> Vec<Violation> {
-    let wrong = |event: &Event| match event {
-        Event::Wrong(violation) => Some(violation.clone()),
-        _ => None,
-    };
-    log.iter().filter_map(wrong).collect()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The checks can fail: each wrong finding is told for what it is, and right ones are not.
 
 use super::*;
-use crate::crash::ledger::{Settlement, Sort};
+use crate::crash::ledger::{Event, Settlement, Sort};
 
 const Q: usize = 0;
 const DEAD: usize = 1;

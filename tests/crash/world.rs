@@ -187,13 +187,13 @@ mod tests {
             change(&mut found);
             assert!(!world().may_become(None, &found), "{found:?}");
         };
-        wrong(|found| drop(found.queues.remove(&0)));
-        wrong(|found| drop(found.queues.insert(2, found.queues[&0].clone())));
-        wrong(|found| drop(found.bindings.remove(&(0, 0))));
-        wrong(|found| drop(found.bindings.insert((0, 2))));
-        wrong(|found| drop(found.exchanges.insert(1)));
-        wrong(|found| drop(found.exchanges.remove(&0)));
-        wrong(|found| drop(found.queues.get_mut(&0).unwrap().messages.pop()));
+        wrong(|found| _ = found.queues.remove(&0));
+        wrong(|found| _ = found.queues.insert(2, found.queues[&0].clone()));
+        wrong(|found| _ = found.bindings.remove(&(0, 0)));
+        wrong(|found| _ = found.bindings.insert((0, 2)));
+        wrong(|found| _ = found.exchanges.insert(1));
+        wrong(|found| _ = found.exchanges.remove(&0));
+        wrong(|found| _ = found.queues.get_mut(&0).unwrap().messages.pop());
         wrong(|found| found.queues.get_mut(&0).unwrap().messages.push(2));
         wrong(|found| found.queues.get_mut(&0).unwrap().messages.reverse());
     }

@@ -1,0 +1,179 @@
+//! Definitions that an operator imports while the broker is killed.
+//!
+//! Owns the imports and what must be left of them: an import that was answered is there as a
+//! whole, one that was not is there as a whole or not at all.
+
+use std::fs;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+
+use super::ledger::{Kind, Violation};
+use super::node::Failure;
+use super::round::{Failed, Round, Tally};
+use crate::support::{Broker, Client, Handshake};
+
+/// What import `number` brings: one of each kind of object.
+fn definitions(number: u32) -> Value {
+    let (vhost, user, queue, exchange) =
+        (format!("v{number}"), format!("u{number}"), format!("q{number}"), format!("e{number}"));
+    json!({
+        "vhosts": [{ "name": vhost }],
+        "users": [{ "name": user, "password": "secret", "tags": "" }],
+        "permissions": [
+            { "user": user, "vhost": vhost, "configure": ".*", "write": ".*", "read": ".*" }
+        ],
+        "policies": [{
+            "name": format!("p{number}"), "vhost": vhost, "pattern": "^q", "apply-to": "queues",
+            "priority": 1, "definition": { "max-length": number + 1 }
+        }],
+        "queues": [{
+            "name": queue, "vhost": vhost, "durable": true, "auto_delete": false, "arguments": {}
+        }],
+        "exchanges": [{
+            "name": exchange, "vhost": vhost, "type": "fanout", "durable": true,
+            "auto_delete": false, "internal": false, "arguments": {}
+        }],
+        "bindings": [{
+            "source": exchange, "vhost": vhost, "destination": queue,
+            "destination_type": "queue", "routing_key": "", "arguments": {}
+        }],
+    })
+}
+
+/// How many of the objects of import `number` are in an export, and how many it has.
+fn count(export: &Value, number: u32) -> (usize, usize) {
+    let wanted = definitions(number);
+    let sections = wanted.as_object().expect("an object");
+    let names = |object: &Value| {
+        let keys = ["vhost", "name", "user", "source", "destination"];
+        keys.map(|key| object.get(key).cloned())
+    };
+    let is_there = |(section, objects): (&String, &Value)| {
+        let all = export[section].as_array().map(Vec::as_slice).unwrap_or_default();
+        all.iter().any(|object| names(object) == names(&objects[0]))
+    };
+    (sections.iter().filter(|section| is_there(*section)).count(), sections.len())
+}
+
+/// Imports one after the other until the broker dies. Returns the first number without success.
+fn import_until(node: &Node, mut number: u32, is_over: &AtomicBool) -> u32 {
+    let file = node.dir.join(format!("import-{number}.json"));
+    while !is_over.load(Ordering::Relaxed) {
+        fs::write(&file, definitions(number).to_string()).expect("it can be written");
+        if !node.tool(&["import", file.to_str().expect("UTF-8")]).status.success() {
+            break;
+        }
+        number += 1;
+    }
+    number
+}
+
+/// What the tool needs to know of a node.
+#[derive(Clone)]
+struct Node {
+    dir: std::path::PathBuf,
+    data: std::path::PathBuf,
+}
+
+impl Node {
+    fn tool(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_leveret"));
+        command.arg("definitions").args(arguments).arg("--data-dir").arg(&self.data);
+        command.output().expect("the tool runs")
+    }
+
+    fn export(&self) -> Result<Value, Violation> {
+        let file = self.dir.join("export.json");
+        let output = self.tool(&["export", file.to_str().expect("UTF-8")]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let text = fs::read(&file).unwrap_or_default();
+        serde_json::from_slice(&text).map_err(|_| Violation::new(Kind::Refused, said))
+    }
+}
+
+/// Runs imports over some crashes.
+pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
+    let mut round = Round::new(failure, "", seed);
+    round.node.start();
+    let data = round.node.data_dir();
+    let node = Node { dir: data.parent().expect("a parent").to_owned(), data };
+    let mut next = 1;
+    for crash in 1..=3 {
+        let is_over = Arc::new(AtomicBool::new(false));
+        let importer = {
+            let (node, is_over) = (node.clone(), is_over.clone());
+            std::thread::spawn(move || import_until(&node, next, &is_over))
+        };
+        // The tool must not find a stopped broker's directory and import into that: it is
+        // told to end before the broker starts again, and waited for.
+        let mut open = None;
+        let mut wrong = round.crash(250, || {
+            is_over.store(true, Ordering::Relaxed);
+            open = Some(importer.join().expect("the importer ends well"));
+        });
+        let open = open.expect("the broker was killed");
+        round.tally.messages += u64::from(open - next);
+        match node.export() {
+            Err(violation) => wrong.push(violation),
+            Ok(export) => wrong.extend(check(&export, open)),
+        }
+        if open > 1 {
+            wrong.extend(log_in(&round.node.address, open - 1));
+        }
+        round = round.fail_if(wrong, &format!("after crash {crash}"))?;
+        next = open + 1;
+    }
+    Ok(round.tally)
+}
+
+/// Compares an export with the imports before `open`, which may have been done itself.
+fn check(export: &Value, open: u32) -> Vec<Violation> {
+    let mut wrong = Vec::new();
+    for number in 1..=open + 1 {
+        let (there, all) = count(export, number);
+        let kind = match number {
+            n if n < open && there < all => Kind::Lost,
+            n if n == open && there > 0 && there < all => Kind::Split,
+            n if n > open && there > 0 => Kind::Invented,
+            _ => continue,
+        };
+        let what = format!("{there} of {all} objects of import {number}, open was {open}");
+        wrong.push(Violation::new(kind, what));
+    }
+    wrong
+}
+
+/// The imported user may work on the imported virtual host.
+fn log_in(address: &str, number: u32) -> Option<Violation> {
+    let handshake = Handshake {
+        user: Some(format!("u{number}")),
+        password: Some("secret".to_owned()),
+        vhost: Some(format!("v{number}")),
+        ..Handshake::default()
+    };
+    let mut client = Client::open_with(&Broker::at(address.to_owned()), &handshake);
+    for _ in 0..number + 5 {
+        client.put(1, &format!("q{number}"), "x");
+    }
+    let (messages, _) = client.counts(1, &format!("q{number}"));
+    client.close();
+    let what = format!("{messages} messages in q{number}, whose policy allows {}", number + 1);
+    (messages != i64::from(number) + 1).then(|| Violation::new(Kind::Changed, what))
+}
+
+#[test]
+fn missing_objects_are_told() {
+    let all = definitions(1);
+    assert_eq!(check(&all, 2), []);
+    assert_eq!(check(&all, 1), []);
+    assert_eq!(check(&all, 0).len(), 1, "an import that never was");
+    for section in all.as_object().expect("an object").keys() {
+        let mut part = all.clone();
+        part[section] = json!([]);
+        assert_eq!(check(&part, 2)[0].kind, Kind::Lost, "{section}");
+        assert_eq!(check(&part, 1)[0].kind, Kind::Split, "{section}");
+    }
+}
