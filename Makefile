@@ -17,7 +17,7 @@ CHECKED := --config profile.release.package.leveret.debug-assertions=true \
 REQUIRE_ALL := $(if $(filter true 1,$(CI)),--require-all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test unit conformance bench fmt fmt-check lint clean
+.PHONY: help setup build run test unit conformance soak bench fmt fmt-check lint clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ unit: ## Run the tests of the broker's code
 
 conformance: build ## Run client libraries of six languages against the release binary
 	cargo run --release --locked -p conformance -- --broker $(BROKER) $(REQUIRE_ALL)
+
+soak: ## Kill the broker for ten minutes and see what survives; ARGS='--minutes 60' and others
+	scripts/soak $(ARGS)
 
 bench: build ## Measure the broker
 	scripts/bench

@@ -167,7 +167,7 @@ fn properties(id: MessageId, body: &[u8], sort: Sort) -> String {
     }
     match sort.delay_ms {
         Some(delay) => text += &format!(" headers=(x-delay={delay})"),
-        None if id.number % 3 == 0 => {
+        None if id.number.is_multiple_of(3) => {
             text += &format!(" headers=(n={},nested=(l=[1,two]))", id.number);
         }
         None => {}

@@ -6,9 +6,9 @@
 //! What counts as being on disk:
 //! - a message is *stored* once its publish is confirmed, its transaction's commit answered, or the
 //!   message was found after a restart. Before that it may be there or not;
-//! - a settlement has no answer of its own. It is *stored* when the client sent a persistent message
-//!   for a durable queue **after it, on the same channel**, and that message was confirmed (or a
-//!   `tx.commit` after it was answered). Before that, the message may be gone or come back;
+//! - a settlement has no answer of its own. It is *stored* when the client sent a persistent
+//!   message for a durable queue **after it, on the same channel**, and that message was confirmed
+//!   (or a `tx.commit` after it was answered). Before that, the message may be gone or come back;
 //! - a delivery is told by the redelivered flag: it is *stored* in the same way, once a client that
 //!   had received it got such an answer;
 //! - a dead letter is in its queue, in the queue it goes to, or in both, from the moment on when it
@@ -98,15 +98,37 @@ pub enum Settlement {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A publish for these queues. What has the same `group` is one transaction.
-    Sent { id: MessageId, queues: Vec<usize>, sort: Sort, at_ms: u64, group: Option<u32> },
+    Sent {
+        id: MessageId,
+        queues: Vec<usize>,
+        sort: Sort,
+        at_ms: u64,
+        group: Option<u32>,
+    },
     /// The publish was confirmed or committed.
-    Confirmed { id: MessageId, at_ms: u64 },
+    Confirmed {
+        id: MessageId,
+        at_ms: u64,
+    },
     /// The publish was rolled back: it never took place.
-    RolledBack { id: MessageId },
-    Delivered { queue: usize, id: MessageId, redelivered: bool, priority: Option<u8> },
-    Settled { queue: usize, id: MessageId, how: Settlement },
+    RolledBack {
+        id: MessageId,
+    },
+    Delivered {
+        queue: usize,
+        id: MessageId,
+        redelivered: bool,
+        priority: Option<u8>,
+    },
+    Settled {
+        queue: usize,
+        id: MessageId,
+        how: Settlement,
+    },
     /// Everything before this place in the log was answered for.
-    Synced { before: usize },
+    Synced {
+        before: usize,
+    },
     /// Something happened that must not.
     Wrong(Violation),
 }
@@ -185,7 +207,7 @@ pub(super) struct Entry {
     /// When it came into a queue, the earliest and the latest.
     pub(super) came_ms: (u64, u64),
     pub(super) receipt: Receipt,
-    /// Deliveries since the queue was last looked through, without the redelivered flag and with it.
+    /// Deliveries since the queue was last looked through, without and with the redelivered flag.
     firsts: u32,
     agains: u32,
     /// Where it stood when the queue was last looked through.
@@ -389,7 +411,8 @@ impl Ledger {
     /// The entry of a message in a queue; a new one where it may have come as a dead letter.
     fn entry_at(&mut self, queue: usize, id: MessageId) -> Option<&mut Entry> {
         if !self.entries.contains_key(&(queue, id)) {
-            let source = self.sources(queue).find(|source| self.entries.contains_key(&(*source, id)));
+            let source =
+                self.sources(queue).find(|source| self.entries.contains_key(&(*source, id)));
             let mut entry = Entry::new(self.entries[&(source?, id)].sort);
             // A dead letter does not expire again.
             entry.sort.ttl_ms = None;

@@ -9,10 +9,10 @@
 //!   last of it torn at a sector of 512 bytes; now and then a sector of what is kept beyond the
 //!   synced size reads as zeros. That is what an ordered journal with delayed allocation leaves.
 //! - A name (created, renamed, removed) is there for certain once its directory was synced, or the
-//!   file itself after it got that name, as on ext4 and XFS, where a file's sync commits the journal.
-//!   Names that were changed since come from a random point between then and the end. Names that do
-//!   not depend on each other are drawn independently, which a single journal would not do: it is
-//!   harsher than any one file system.
+//!   file itself after it got that name, as on ext4 and XFS, where a file's sync commits the
+//!   journal. Names that were changed since come from a random point between then and the end.
+//!   Names that do not depend on each other are drawn independently, which a single journal would
+//!   not do: it is harsher than any one file system.
 //! - Syncing anything below a new directory keeps the directory itself.
 
 use std::collections::{BTreeMap, HashMap};

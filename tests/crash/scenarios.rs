@@ -91,7 +91,12 @@ pub fn dead_letters_in_bulk(random: &mut Random) -> Plan {
     for route in routes {
         let publisher = Publisher::to(vec![route], random);
         let size = Some((0, 100));
-        plan.clients.push(Work::Publish(Publisher { window: 1000, limit: 3000, size, ..publisher }));
+        plan.clients.push(Work::Publish(Publisher {
+            window: 1000,
+            limit: 3000,
+            size,
+            ..publisher
+        }));
     }
     plan.work_ms_max = 350;
     plan
@@ -183,7 +188,11 @@ pub fn expiry(random: &mut Random) -> Plan {
     let mut routes = vec![own];
     for (name, ttl_ms, arguments) in [
         ("dropping", 700, "x-message-ttl=700"),
-        ("burying", 500, "x-message-ttl=500,x-dead-letter-exchange=\"\",x-dead-letter-routing-key=dead"),
+        (
+            "burying",
+            500,
+            "x-message-ttl=500,x-dead-letter-exchange=\"\",x-dead-letter-routing-key=dead",
+        ),
     ] {
         let mut queue = Queue::durable(name);
         queue.ttl_ms = Some(ttl_ms);
@@ -232,7 +241,11 @@ pub fn quorum(random: &mut Random) -> Plan {
     }
     let publisher = Publisher::to(routes, random);
     let persistent_percent = 80;
-    plan.clients.push(Work::Publish(Publisher { priority_max: Some(9), persistent_percent, ..publisher }));
+    plan.clients.push(Work::Publish(Publisher {
+        priority_max: Some(9),
+        persistent_percent,
+        ..publisher
+    }));
     plan
 }
 

@@ -17,11 +17,18 @@ pub struct Gone;
 #[derive(Debug)]
 pub enum Incoming {
     /// `basic.ack` of a publish, or `basic.nack`.
-    Confirm { tag: u64, multiple: bool, is_ack: bool },
+    Confirm {
+        tag: u64,
+        multiple: bool,
+        is_ack: bool,
+    },
     /// With `basic.deliver`, `basic.get-ok` or `basic.return`.
     Message(Delivery),
     /// The broker closed the channel or the connection: the code and what it says.
-    Closed { code: i64, text: String },
+    Closed {
+        code: i64,
+        text: String,
+    },
     Method(Method),
 }
 

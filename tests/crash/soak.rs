@@ -33,13 +33,8 @@ impl Soak {
         let begin = Instant::now();
         let end = begin.checked_add(Duration::from_secs(self.minutes.saturating_mul(60)));
         let next = AtomicU64::new(0);
-        let progress = Progress {
-            begin,
-            told: begin,
-            rounds: 0,
-            tally: Tally::default(),
-            failed: Vec::new(),
-        };
+        let progress =
+            Progress { begin, told: begin, rounds: 0, tally: Tally::default(), failed: Vec::new() };
         let progress = Mutex::new(progress);
         eprintln!("soak from seed {}", self.first_seed);
         std::thread::scope(|scope| {

@@ -91,7 +91,8 @@ impl Judge<'_> {
         let mut due: BTreeSet<MessageId> =
             found.seen.iter().filter_map(|seen| seen.id.clone().ok()).collect();
         for place in sources.iter().chain([&queue]) {
-            let all = self.ledger.entries.range((*place, MessageId::MIN)..(*place + 1, MessageId::MIN));
+            let all =
+                self.ledger.entries.range((*place, MessageId::MIN)..(*place + 1, MessageId::MIN));
             due.extend(all.map(|((_, id), _)| *id));
         }
         for id in due {
@@ -110,14 +111,19 @@ impl Judge<'_> {
                 };
                 self.note(kind, queue, format!("{id:?} is there {here} times, at most {most}"));
             }
-            let must_have_come: u32 = sources.iter().map(|at| self.must_have_left(*at, id, ended)).sum();
+            let must_have_come: u32 =
+                sources.iter().map(|at| self.must_have_left(*at, id, ended)).sum();
             let mut gone = acks + self.ledger.may_have_left(queue, id, ended);
             if entry.is_some_and(|entry| self.may_be_missing(queue, entry, ended)) {
                 gone += stored;
             }
             let least = (stored + must_have_come).saturating_sub(gone);
             if here < least {
-                self.note(Kind::Lost, queue, format!("{id:?} is there {here} times, at least {least}"));
+                self.note(
+                    Kind::Lost,
+                    queue,
+                    format!("{id:?} is there {here} times, at least {least}"),
+                );
             }
         }
     }
@@ -203,7 +209,8 @@ impl Judge<'_> {
 
     /// A dead letter says where it died and why.
     fn dead_letter(&mut self, queue: usize, id: MessageId, seen: &Seen) {
-        let is_direct = self.ledger.entries.get(&(queue, id)).is_some_and(|e| e.stored + e.possible > 0);
+        let is_direct =
+            self.ledger.entries.get(&(queue, id)).is_some_and(|e| e.stored + e.possible > 0);
         if seen.deaths.is_empty() && is_direct {
             return;
         }
@@ -244,7 +251,11 @@ impl Judge<'_> {
         }
         for (group, (all, here)) in parts {
             if here != 0 && here != all {
-                self.note(Kind::Split, found.queue, format!("{here} of {all} of transaction {group}"));
+                self.note(
+                    Kind::Split,
+                    found.queue,
+                    format!("{here} of {all} of transaction {group}"),
+                );
             }
         }
     }

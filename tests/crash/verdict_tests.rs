@@ -132,9 +132,11 @@ fn each_wrong_content_is_reported() {
 
 #[test]
 fn a_message_in_another_queue_is_invented() {
-    reports(&five(&[]), &[found(Q, numbers(&[1, 2, 3, 4, 5])), found(PASSING, vec![seen(1)])], &[
-        Kind::Invented,
-    ]);
+    reports(
+        &five(&[]),
+        &[found(Q, numbers(&[1, 2, 3, 4, 5])), found(PASSING, vec![seen(1)])],
+        &[Kind::Invented],
+    );
 }
 
 #[test]
@@ -154,19 +156,22 @@ fn an_ack_counts_when_something_after_it_was_confirmed() {
     reports(&maybe, &[found(Q, vec![again(1), seen(2), seen(3), seen(4), seen(5)])], &[]);
     let stored = five(&[&acked[..], &synced()].concat());
     reports(&stored, &[found(Q, numbers(&[2, 3, 4, 5])), found(DEAD, vec![mark()])], &[]);
-    reports(&stored, &[found(Q, vec![again(1), seen(2), seen(3), seen(4), seen(5)])], &[
-        Kind::CameBack,
-    ]);
+    reports(
+        &stored,
+        &[found(Q, vec![again(1), seen(2), seen(3), seen(4), seen(5)])],
+        &[Kind::CameBack],
+    );
     // Sent before the ack and confirmed after it says nothing.
     let [mark_sent, mark_confirmed] = synced();
     let order = [mark_sent, acked[0].clone(), acked[1].clone(), mark_confirmed];
     reports(&five(&order), &[found(Q, vec![again(1), seen(2), seen(3), seen(4), seen(5)])], &[]);
     // A transaction's answer does as well.
     let committed = [&acked[..], &[Event::Synced { before: 12 }]].concat();
-    reports(&five(&committed), &[found(Q, numbers(&[1, 2, 3, 4, 5]))], &[
-        Kind::CameBack,
-        Kind::Flag,
-    ]);
+    reports(
+        &five(&committed),
+        &[found(Q, numbers(&[1, 2, 3, 4, 5]))],
+        &[Kind::CameBack, Kind::Flag],
+    );
 }
 
 #[test]
@@ -215,13 +220,8 @@ fn transient_messages_and_queues_do_not_come_back() {
     let ledger = crashed(queues(), vec![sent_as(1, transient, None), confirmed(1)]);
     let there = Seen { persistent: false, ..seen(1) };
     reports(&ledger, &[found(Q, vec![there])], &[Kind::CameBack]);
-    let to = Event::Sent {
-        id: id(1),
-        queues: vec![PASSING],
-        sort: Sort::PLAIN,
-        at_ms: 1,
-        group: None,
-    };
+    let to =
+        Event::Sent { id: id(1), queues: vec![PASSING], sort: Sort::PLAIN, at_ms: 1, group: None };
     let ledger = crashed(queues(), vec![to, confirmed(1)]);
     reports(&ledger, &[found(PASSING, vec![seen(1)])], &[Kind::CameBack]);
     reports(&ledger, &[found(PASSING, vec![])], &[]);
@@ -241,7 +241,8 @@ fn time_goes_on_while_the_broker_is_down() {
     reports(&ledger, &at(vec![looked(1300, 1050)], 1301), &[Kind::CameBack]);
     reports(&ledger, &at(vec![looked(1100, 2000)], 1101), &[Kind::Changed]);
     // The queue's own time, which the message does not show.
-    let short = || vec![Queue { ttl_ms: Some(1050), ..Queue::durable("q") }, Queue::durable("dead")];
+    let short =
+        || vec![Queue { ttl_ms: Some(1050), ..Queue::durable("q") }, Queue::durable("dead")];
     let ledger = crashed(short(), vec![sent(1), confirmed(1)]);
     let late = Seen { asked_ms: 1300, ..seen(1) };
     reports(&ledger, &at(vec![late], 1301), &[Kind::CameBack]);
@@ -297,8 +298,7 @@ fn priorities_go_first_and_keep_their_order() {
 fn delivery_counts_go_on() {
     let kinds = || vec![Queue { quorum: true, ..Queue::durable("q") }, Queue::durable("dead")];
     let requeue = |n| settled(n, Settlement::Requeue);
-    let redelivered =
-        Event::Delivered { queue: Q, id: id(1), redelivered: true, priority: None };
+    let redelivered = Event::Delivered { queue: Q, id: id(1), redelivered: true, priority: None };
     let mut log = vec![sent(1), confirmed(1), delivered(1), requeue(1), redelivered, requeue(1)];
     log.extend(synced());
     let ledger = crashed(kinds(), log);

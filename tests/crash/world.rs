@@ -85,7 +85,10 @@ impl World {
         let life = *random.pick(&lives);
         let Some(content) = self.queues.get(&queue) else {
             // Mostly such as are to stay.
-            return Operation::Declare(queue, if random.percent(60) { Life::Durable } else { life });
+            return Operation::Declare(
+                queue,
+                if random.percent(60) { Life::Durable } else { life },
+            );
         };
         if !self.exchanges.contains(&exchange) {
             return Operation::DeclareExchange(exchange);
