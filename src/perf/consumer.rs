@@ -6,13 +6,14 @@
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::block::Stamp;
 use super::board::Board;
 use super::inbox::Inbox;
 use super::ledger::Ledger;
-use super::link::{CHANNEL, Link, Notice, PerfError, closing_frame};
+use super::link::{CHANNEL, Link, Notice, POLL, PerfError, closing_frame};
 use super::walk::Sink;
 use crate::codec::encode;
 
@@ -29,6 +30,8 @@ pub(crate) struct Taking {
     pub(crate) ack_every: Option<u64>,
     /// Unsettled deliveries at most; 0 for no limit.
     pub(crate) prefetch: u16,
+    /// Messages per second at most; unlimited when `None`.
+    pub(crate) rate: Option<f64>,
     /// The number of producers whose stamps are checked; `None` to look at nothing.
     pub(crate) verified_producers: Option<usize>,
     /// The number of priorities that go round.
@@ -91,12 +94,17 @@ impl Consumer {
     fn take<S: Sink + Listening>(self, board: &Board, sink: &mut S) -> Result<(), PerfError> {
         let Self { name: _, worker, taking, mut stream, mut inbox } = self;
         let mut acks = Acks::new(taking.ack_every);
+        let began = Instant::now();
         while board.is_running() {
             let is_some = inbox.read(sink)?;
             if let Some(error) = sink.take_error() {
                 return Err(error);
             }
             board.tally(worker).delivered.store(inbox.deliveries(), Relaxed);
+            if let Some(rate) = taking.rate {
+                let due = Duration::try_from_secs_f64(inbox.deliveries() as f64 / rate);
+                work(board, began, due.unwrap_or(Duration::MAX));
+            }
             // With nothing coming, the broker may be waiting for the acks of an unfinished batch.
             let frames =
                 if is_some { acks.due(inbox.deliveries()) } else { acks.rest(inbox.deliveries()) };
@@ -110,6 +118,16 @@ impl Consumer {
         }
         let _ = stream.shutdown(Shutdown::Both);
         Ok(())
+    }
+}
+
+/// Spends the time that messages take at a rate: until `due` after `began`, or the end of the run.
+fn work(board: &Board, began: Instant, due: Duration) {
+    while board.is_running()
+        && let Some(rest) = due.checked_sub(began.elapsed())
+        && !rest.is_zero()
+    {
+        thread::sleep(rest.min(POLL));
     }
 }
 
@@ -267,6 +285,15 @@ mod tests {
         assert!(acks.rest(35).is_empty());
         let mut automatic = Acks::new(None);
         assert!(automatic.due(1_000_000).is_empty() && automatic.rest(1_000_000).is_empty());
+    }
+
+    #[test]
+    fn a_rate_takes_its_time_until_the_run_ends() {
+        let (board, began) = (Board::new(0), Instant::now());
+        work(&board, began, Duration::from_millis(120));
+        assert!(began.elapsed() >= Duration::from_millis(120));
+        board.stop();
+        work(&board, began, Duration::MAX);
     }
 
     #[test]

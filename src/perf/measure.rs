@@ -17,6 +17,7 @@ pub(crate) struct Sample {
     at: Instant,
     totals: Totals,
     broker_us: Option<u64>,
+    broker_written: Option<u64>,
     own_us: Option<u64>,
     threads: Vec<(String, u64)>,
 }
@@ -29,6 +30,7 @@ impl Sample {
             at: Instant::now(),
             totals,
             broker_us: broker.and_then(Process::cpu_us),
+            broker_written: broker.and_then(Process::written),
             own_us: own.cpu_us(),
             threads: own.threads(),
         }
@@ -50,6 +52,7 @@ impl Sample {
             refused: end.totals.refused - self.totals.refused,
             delivered: end.totals.delivered - self.totals.delivered,
             broker_us: since(end.broker_us, self.broker_us),
+            broker_written: since(end.broker_written, self.broker_written),
             own_us: since(end.own_us, self.own_us),
             busiest: busiest.max_by(|a, b| a.1.total_cmp(&b.1)),
         }
@@ -70,6 +73,7 @@ pub(crate) struct Figures {
     /// Messages received.
     pub(crate) delivered: u64,
     broker_us: Option<u64>,
+    broker_written: Option<u64>,
     own_us: Option<u64>,
     busiest: Option<(String, f64)>,
 }
@@ -87,6 +91,14 @@ impl Figures {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if let Some(note) = self.bottleneck(cores as f64) {
             report.note(note);
+        }
+    }
+
+    /// Adds what the broker wrote to its disk, by message; `phase` as for CPU figures.
+    pub(crate) fn report_written(&self, report: &mut Report, phase: &str, messages: u64) {
+        if let Some(written) = self.broker_written {
+            let key = format!("{phase}broker_written_bytes_per_message");
+            report.number(key, written as f64 / messages.max(1) as f64, "bytes");
         }
     }
 
@@ -128,6 +140,7 @@ mod tests {
             at: Instant::now(),
             totals: Totals::default(),
             broker_us: Some(1_000_000),
+            broker_written: Some(4096),
             own_us: Some(1_000_000),
             threads: vec![("producer-0".into(), 100), ("consumer-0".into(), 0)],
         };
@@ -135,6 +148,7 @@ mod tests {
         end.at += Duration::from_secs(1);
         end.totals.delivered = 1_000_000;
         end.broker_us = Some(1_000_000 + broker_us);
+        end.broker_written = Some(4096 + 2_500_000);
         end.own_us = Some(1_000_000 + own_us);
         end.threads[0].1 += busy_us;
         begin.until(&end)
@@ -149,6 +163,14 @@ mod tests {
         assert_eq!(json["broker_cpu_us_per_message"], 0.5);
         assert_eq!(json["generator_cores"], 0.1);
         assert_eq!(json["notes"].as_array().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn what_was_written_is_divided_by_messages() {
+        let mut report = Report::default();
+        figures(0, 0, 0).report_written(&mut report, "fill_", 1_000_000);
+        let json: serde_json::Value = serde_json::from_str(&report.json()).expect("an object");
+        assert_eq!(json["fill_broker_written_bytes_per_message"], 2.5);
     }
 
     #[test]

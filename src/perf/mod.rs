@@ -91,9 +91,15 @@ pub struct Args {
     /// Messages per second of each producer; without it, as many as the broker takes
     #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<f64>,
+    /// Messages per second that each consumer takes at most; without it, as many as come
+    #[arg(long, value_name = "PER_SECOND")]
+    pub consume_rate: Option<f64>,
     /// The queues are named NAME-0, NAME-1, ... [default: leveret-perf-<pid>]
     #[arg(long, value_name = "NAME")]
     pub queue_prefix: Option<String>,
+    /// Leave the queues and their messages behind, and take what already waits in them as well
+    #[arg(long, requires = "queue_prefix", conflicts_with_all = ["verify", "latency"])]
+    pub keep_queues: bool,
     /// Number the messages and check order, loss and duplicates (at least 16 bytes of body)
     #[arg(long)]
     pub verify: bool,
@@ -103,7 +109,8 @@ pub struct Args {
     /// Open N connections with one channel each and hold them for --duration
     #[arg(long, value_name = "N", conflicts_with_all = ["count", "fill", "latency"])]
     pub idle_connections: Option<usize>,
-    /// One message in flight: the time from publish to delivery, in percentiles
+    /// One message in flight: the time from publish to delivery, in percentiles; with --confirms 1,
+    /// the time from publish to confirm, without consumers
     #[arg(long, conflicts_with = "fill")]
     pub latency: bool,
     /// The broker's process on this machine: adds its CPU time per message and its memory
@@ -117,7 +124,8 @@ pub struct Args {
 const NOTES: &str = "\
 Producers publish to queues through the default exchange, consumers take from them; producer and
 consumer number i use queue number i modulo the number of queues. A line of progress goes to
-standard error each second, the summary to standard output. The queues are deleted at the end.
+standard error each second, the summary to standard output. The queues are deleted at the end,
+unless --keep-queues says otherwise.
 With --dead-letter, producers publish to NAME-0-source and so on. With --priorities, --verify checks
 the order among messages of one priority.
 
@@ -135,6 +143,11 @@ Examples:
     leveret perf --count 10000000 --verify
   A backlog of a million persistent messages, filled and drained:
     leveret perf --fill 1000000 --persistent --confirms 1000 --ack-every 100
+  The same in two runs, with whatever is to happen in between:
+    leveret perf --queue-prefix b --keep-queues --persistent --confirms 1000 --consumers 0 \\
+        --count 1000000
+    leveret perf --queue-prefix b --keep-queues --persistent --ack-every 100 --producers 0 \\
+        --count 1000000
   Memory of 1000 idle connections, held for 5 seconds:
     leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
   A priority queue of ten levels, and a queue of dead letters, each message checked:
@@ -143,7 +156,9 @@ Examples:
   A queue that keeps at most 1000 messages:
     leveret perf --queue-argument x-max-length=1000 --queue-argument x-overflow=reject-publish
   Latency with one message in flight, for programs:
-    leveret perf --latency --json";
+    leveret perf --latency --json
+  How long a publisher waits for the confirm of a persistent message:
+    leveret perf --latency --confirms 1 --persistent";
 
 /// Runs the command.
 pub fn run(args: Args) -> ExitCode {

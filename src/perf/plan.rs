@@ -47,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) count: Option<u64>,
     /// Messages per second and producer.
     pub(crate) rate: Option<f64>,
+    /// Queues may hold messages at the beginning, and stay at the end.
+    pub(crate) are_queues_kept: bool,
     /// Measured time.
     pub(crate) duration: Duration,
     /// Time before the measurement.
@@ -74,8 +76,12 @@ impl Plan {
         if is_stamp_cut {
             return Err(format!("--verify needs --size {STAMP_LEN} or more"));
         }
-        if args.rate.is_some_and(|rate| rate.is_nan() || rate <= 0.0) {
-            return Err("--rate must be above 0".into());
+        let is_rate = |rate: f64| rate > 0.0;
+        if !args.rate.is_none_or(is_rate) || !args.consume_rate.is_none_or(is_rate) {
+            return Err("--rate and --consume-rate must be above 0".into());
+        }
+        if args.latency && args.confirms.is_some_and(|window| window > 1) {
+            return Err("--latency has one message in flight: it takes --confirms 1".into());
         }
         if args.producers + args.consumers == 0 || args.queues == 0 {
             return Err("at least one producer or consumer and one queue are needed".into());
@@ -102,11 +108,13 @@ impl Plan {
             taking: Taking {
                 ack_every: args.ack_every,
                 prefetch: args.prefetch,
+                rate: args.consume_rate,
                 verified_producers: args.verify.then_some(args.producers),
                 priorities: args.priorities.unwrap_or(1),
             },
             count: args.count.or(args.fill),
             rate: args.rate,
+            are_queues_kept: args.keep_queues,
             duration: time("duration", args.duration)?,
             warmup: time("warmup", args.warmup)?,
             deadline: time("deadline", args.deadline)?,
@@ -187,6 +195,7 @@ impl Plan {
         let arguments = self.queue_arguments.inner().keys().map(ShortString::to_string);
         parts.extend(arguments);
         parts.extend(self.rate.map(|rate| format!("{rate} msgs/s per producer")));
+        parts.extend(self.taking.rate.map(|rate| format!("{rate} msgs/s per consumer")));
         parts.push(match self.taking.ack_every {
             Some(every) => format!("ack every {every}"),
             None => "auto-ack".into(),
@@ -291,6 +300,12 @@ mod tests {
             "--auto-ack --ack-every 1",
             "--count 1 --duration 1",
             "--rate 0",
+            "--consume-rate 0",
+            "--consume-rate NaN",
+            "--latency --confirms 2",
+            "--keep-queues",
+            "--keep-queues --queue-prefix p --verify",
+            "--keep-queues --queue-prefix p --latency",
             "--producers 0 --consumers 0",
             "--queues 0",
             "--duration -1",

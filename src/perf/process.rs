@@ -1,4 +1,4 @@
-//! CPU time and memory of a process, as Linux tells them in /proc.
+//! CPU time, memory and disk writes of a process, as Linux tells them in /proc.
 //!
 //! Owns the reading and nothing else; where /proc is missing every answer is `None`.
 
@@ -41,6 +41,12 @@ impl Process {
         parse_status(&fs::read_to_string(format!("/proc/{}/status", self.0)).ok()?)
     }
 
+    /// Bytes that the process had written to a disk, or is to have written: each time that it
+    /// changes a page of a file, the page counts. It takes the process's own user or root.
+    pub(crate) fn written(self) -> Option<u64> {
+        parse_io(&fs::read_to_string(format!("/proc/{}/io", self.0)).ok()?)
+    }
+
     /// Lets [`Memory::peak`] count from here on; it does nothing without permission.
     pub(crate) fn reset_peak(self) {
         // 5 resets the high-water mark of resident memory, see proc(5).
@@ -77,6 +83,10 @@ fn parse_status(status: &str) -> Option<Memory> {
     Some(Memory { resident: bytes("VmRSS:")?, peak: bytes("VmHWM:")? })
 }
 
+fn parse_io(io: &str) -> Option<u64> {
+    io.lines().find_map(|line| line.strip_prefix("write_bytes:"))?.trim().parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,5 +103,12 @@ mod tests {
         let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n";
         assert_eq!(parse_status(status), Some(Memory { resident: 1 << 20, peak: 2 << 20 }));
         assert_eq!(parse_status("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn only_what_goes_to_the_disk_counts_as_written() {
+        let io = "wchar: 9\nsyscw: 3\nwrite_bytes: 4096\ncancelled_write_bytes: 1\n";
+        assert_eq!(parse_io(io), Some(4096));
+        assert_eq!(parse_io("wchar: 9\n"), None);
     }
 }

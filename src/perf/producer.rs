@@ -299,6 +299,40 @@ fn watch(inbox: &mut Inbox, board: &Board, name: &str) -> Result<(), PerfError> 
     Ok(())
 }
 
+/// One message after the other, each of which waits for its confirm.
+pub(crate) struct Asking<'a> {
+    stream: TcpStream,
+    inbox: Inbox,
+    confirms: Confirms<'a>,
+}
+
+impl<'a> Asking<'a> {
+    /// Takes a connection over; the board is for notices and for the counts of its first worker.
+    pub(crate) fn new(mut link: Link, board: &'a Board) -> Result<Self, PerfError> {
+        link.select_confirms()?;
+        let (stream, leftover) = link.into_parts();
+        let inbox = Inbox::new(stream.try_clone()?, leftover, 64 << 10);
+        Ok(Self { stream, inbox, confirms: Confirms::new(board, 0, "publisher") })
+    }
+
+    /// The time from the write to the confirm, or an error after `timeout` or a refusal.
+    pub(crate) fn once(&mut self, bytes: &[u8], timeout: Duration) -> Result<Duration, PerfError> {
+        let began = Instant::now();
+        self.stream.write_all(bytes)?;
+        self.confirms.window.sent(1);
+        while self.confirms.window.outstanding() > 0 {
+            if !self.confirms.read(&mut self.inbox)? && began.elapsed() > timeout {
+                return Err(PerfError::Late("confirm a message"));
+            }
+        }
+        let took = began.elapsed();
+        match self.confirms.ears.board.totals().refused {
+            0 => Ok(took),
+            _ => Err(PerfError::Refused("the broker refused a message".into())),
+        }
+    }
+}
+
 /// Hears the methods that a producer without confirms may get.
 struct Ears<'a> {
     board: &'a Board,

@@ -6,17 +6,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::block::Block;
-use super::board::Board;
+use super::board::{Board, Totals};
 use super::consumer::Echo;
 use super::inbox::Inbox;
 use super::link::{Link, PerfError};
 use super::measure::{Sample, report_memory};
 use super::plan::Plan;
 use super::process::Process;
+use super::producer::Asking;
 use super::report::Report;
 
 /// How long polite goodbyes to idle connections may take in all.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a broker may take for one round trip.
+const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens `connections` connections with a channel each and holds them.
 pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Result<(), PerfError> {
@@ -58,13 +62,25 @@ pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Resu
     Ok(())
 }
 
-/// Sends one message, waits for it, sends the next.
+/// Sends one message, waits for it or for its confirm, sends the next.
 pub(crate) fn latency(
     plan: &Plan,
     _control: &mut Link,
     report: &mut Report,
 ) -> Result<(), PerfError> {
-    report.text("scenario", format!("ping-pong, one message in flight, {} B", plan.size));
+    let kind = if plan.is_persistent { "persistent" } else { "transient" };
+    let board = Board::new(1);
+    if plan.window.is_some() {
+        let scenario = format!("a confirm for each message, no consumer, {} B, {kind}", plan.size);
+        report.text("scenario", scenario);
+        let link = Link::open(&plan.uri)?;
+        let block = Block::new(&plan.shape_of(0, link.frame_max()), 1, 1);
+        let mut asking = Asking::new(link, &board)?;
+        return round_trips(plan, report, |number| {
+            asking.once(block.run(number, 1), ROUND_TRIP_TIMEOUT)
+        });
+    }
+    report.text("scenario", format!("ping-pong, one message in flight, {} B, {kind}", plan.size));
     let queue = plan.queue_of(0);
     let mut consuming = Link::open(&plan.uri)?;
     consuming.consume(queue, 0, true)?;
@@ -73,21 +89,28 @@ pub(crate) fn latency(
     let producing = Link::open(&plan.uri)?;
     let block = Block::new(&plan.shape_of(0, producing.frame_max()), 1, 1);
     let (publishing, _) = producing.into_parts();
-    let board = Board::new(0);
     let mut echo = Echo { publishing: &publishing, inbox, board: &board };
-    let timeout = Duration::from_secs(10);
+    round_trips(plan, report, |number| echo.once(block.run(number, 1), ROUND_TRIP_TIMEOUT))
+}
+
+/// Makes round trips, of which `once` makes that of a number, and reports how long they took.
+fn round_trips(
+    plan: &Plan,
+    report: &mut Report,
+    mut once: impl FnMut(u64) -> Result<Duration, PerfError>,
+) -> Result<(), PerfError> {
     let warm = Instant::now() + plan.warmup;
     while Instant::now() < warm {
-        echo.once(block.run(0, 1), timeout)?;
+        once(0)?;
     }
-    let begin = Sample::take(board.totals(), plan.broker);
+    let begin = Sample::take(Totals::default(), plan.broker);
     let end = Instant::now() + plan.duration;
     let mut nanos = Vec::new();
     while Instant::now() < end && plan.count.is_none_or(|count| (nanos.len() as u64) < count) {
-        let time = echo.once(block.run(nanos.len() as u64, 1), timeout)?;
+        let time = once(nanos.len() as u64)?;
         nanos.push(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
     }
-    let figures = begin.until(&Sample::take(board.totals(), plan.broker));
+    let figures = begin.until(&Sample::take(Totals::default(), plan.broker));
     nanos.sort_unstable();
     report.count("round_trips", nanos.len() as u64);
     report.rate("round_trips_per_s", nanos.len() as f64 / figures.seconds);

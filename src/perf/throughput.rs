@@ -15,7 +15,8 @@ use super::report::Report;
 /// How long a verified run by duration may take to deliver what is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Declares the plan's queues, runs `scenario` and deletes them again, also after a failure.
+/// Declares the plan's queues, runs `scenario` and deletes them again, also after a failure, unless
+/// they are to be kept.
 pub(crate) fn with_queues(
     plan: &Plan,
     report: &mut Report,
@@ -26,7 +27,7 @@ pub(crate) fn with_queues(
     let declarations = plan.declarations();
     for (queue, options) in &declarations {
         let waiting = control.declare(queue, options)?;
-        if waiting > 0 {
+        if waiting > 0 && !plan.are_queues_kept {
             return Err(PerfError::Refused(format!(
                 "queue {queue} holds {waiting} messages: delete it or choose another \
                  --queue-prefix"
@@ -36,7 +37,8 @@ pub(crate) fn with_queues(
     plan.broker.iter().for_each(|broker| broker.reset_peak());
     let done = scenario(plan, &mut control, report);
     // The last first: a source goes before the queue that takes its dead letters.
-    let deleted = declarations.iter().rev().try_for_each(|(queue, _)| control.delete(queue));
+    let mut leaving = declarations.iter().rev().filter(|_| !plan.are_queues_kept);
+    let deleted = leaving.try_for_each(|(queue, _)| control.delete(queue));
     done?;
     deleted?;
     control.close()
@@ -85,6 +87,7 @@ pub(crate) fn steady(
     let has_deliveries = plan.consumers > 0;
     let messages = if has_deliveries { figures.delivered } else { figures.published };
     figures.report_cpu(report, "", messages, "message");
+    figures.report_written(report, "", messages);
     if plan.is_verified {
         judge(plan, &ledgers, sent, refused, report)?;
     }
@@ -163,6 +166,7 @@ pub(crate) fn backlog(
     }
     report.rate("filled_per_s", fill.published as f64 / fill.seconds);
     fill.report_cpu(report, "fill_", fill.published, "message");
+    fill.report_written(report, "fill_", fill.published);
     if let (Some(empty), Some(full)) = (empty, resident(plan.broker)) {
         let each = full.saturating_sub(empty) as f64 / count.max(1) as f64;
         report.number("broker_bytes_per_message", each, "bytes");
@@ -181,6 +185,7 @@ pub(crate) fn backlog(
     let ledgers = crew.finish()?;
     report.rate("drained_per_s", drain.delivered as f64 / drain.seconds);
     drain.report_cpu(report, "drain_", drain.delivered, "message");
+    drain.report_written(report, "drain_", drain.delivered);
     report_memory(report, plan.broker);
     if plan.is_verified {
         judge(plan, &ledgers, sent, fill.refused, report)?;
