@@ -48,6 +48,7 @@ impl Broker {
         tracing::info!("definitions of the store: {recovered}");
         is_whole &= recovered.notes.is_empty();
         self.restore_messages(heads, is_whole, drive);
+        self.restore_delayed(is_whole, drive).map_err(|error| error.to_string())?;
         self.services.definitions.gather();
         self.services.definitions.change(|| [record::ids(free_from + IDS_PER_START)]);
         Ok(!found.is_started)

@@ -21,7 +21,7 @@ const FORMAT: u8 = 1;
 
 /// When a message leaves its exchange: when it is due, and after which others that are due then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Turn {
+pub(in crate::broker) struct Turn {
     pub(super) due: Millis,
     pub(super) number: u64,
 }

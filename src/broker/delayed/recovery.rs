@@ -15,11 +15,16 @@ use crate::store::{Space, StoreError};
 impl Broker {
     /// Brings back the messages that wait at delayed-message exchanges. Called once, when the
     /// definitions are there and before anything is published or due: what is overdue by then is
-    /// published by the timer.
+    /// published by the timer. What has no exchange goes, unless definitions are missing
+    /// (`is_whole` is false).
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub(crate) fn restore_delayed(&self, drive: &mut Drive) -> Result<(), StoreError> {
+    pub(crate) fn restore_delayed(
+        &self,
+        is_whole: bool,
+        drive: &mut Drive,
+    ) -> Result<(), StoreError> {
         let Some(store) = self.store() else { return Ok(()) };
         let mut restored = 0_u64;
         let mut useless = Vec::new();
@@ -34,10 +39,12 @@ impl Broker {
             }
         }
         for (reason, messages) in reasons {
-            tracing::warn!(messages, "delayed messages are deleted: {reason}");
+            tracing::warn!(messages, is_whole, "delayed messages are left out: {reason}");
         }
         tracing::info!(messages = restored, "delayed messages of the store");
-        store.change(useless);
+        if is_whole {
+            store.change(useless);
+        }
         Ok(())
     }
 

@@ -34,22 +34,20 @@ impl Node {
     fn start(engine: &MemoryEngine, sync: SyncMode, now: Millis) -> Self {
         let options = Options { sync, ..Options::default() };
         let store = Store::in_memory(engine, &options).expect("it reads");
-        let mut services = Services::new(Arc::new(Memory::new(u64::MAX, 0)), None);
-        services.store = Some(Arc::new(store));
-        let mut broker = Broker::without_defaults(Arc::default(), u64::MAX);
-        broker.services = Arc::new(services);
+        let store = Some(Arc::new(store));
+        let broker = Broker::with_store(Arc::default(), u64::MAX, store, None);
         broker.put_vhost("/", VhostMetadata::default()).expect("a new vhost");
         let drive = Drive { now, ..Drive::default() };
         let mut node = Self { broker, drive, routed: Routed::default() };
         DELAYED.iter().for_each(|(name, durable)| node.declare(name, *durable));
         let fanout = ExchangeSpec::durable(ExchangeKind::Fanout);
-        node.vhost().declare_exchange(FANOUT, fanout).expect("a new exchange");
+        node.vhost().declare_exchange(FANOUT, fanout, &mut node.drive).expect("a new exchange");
         DELAYED.iter().for_each(|(name, _)| node.bind_to_fanout(name));
         node
     }
 
     fn restore(&mut self) {
-        self.broker.restore_delayed(&mut self.drive).expect("it reads");
+        self.broker.restore_delayed(true, &mut self.drive).expect("it reads");
     }
 
     fn vhost(&self) -> Arc<Vhost> {
@@ -66,7 +64,7 @@ impl Node {
         arguments.insert("x-recent-history-length".into(), AMQPValue::LongInt(i32::MAX));
         let spec =
             ExchangeSpec { durable, arguments, ..ExchangeSpec::durable(ExchangeKind::Delayed) };
-        self.vhost().declare_exchange(name, spec).expect("a new exchange");
+        self.vhost().declare_exchange(name, spec, &mut self.drive).expect("a new exchange");
     }
 
     fn bind_to_fanout(&mut self, name: &str) {
@@ -75,10 +73,7 @@ impl Node {
     }
 
     fn delete(&mut self, name: &str) {
-        let delete = |topology: &mut crate::routing::Topology| {
-            topology.delete_exchange(name, false).map(|_| true)
-        };
-        self.vhost().change(delete).expect("it is there");
+        self.vhost().delete_exchange(name, false, &mut self.drive).expect("it is there");
     }
 
     fn publish(&mut self, exchange: &str, delay_ms: i32, persistent: bool, body: &str) {
