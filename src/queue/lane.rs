@@ -105,6 +105,8 @@ struct Fresh {
     segment: u32,
     offset: u32,
     seq: u64,
+    /// Records before it in its segment.
+    before: u32,
 }
 
 /// See the module's description.
@@ -186,8 +188,8 @@ impl Lane {
         let tail = self.segments.back_mut().expect("a lane has a tail");
         if stored {
             if self.fresh.is_none() {
-                let (offset, seq) = (tail.end(), self.next_seq);
-                self.fresh = Some(Fresh { segment: last, offset, seq });
+                let (offset, seq, before) = (tail.end(), self.next_seq, tail.count);
+                self.fresh = Some(Fresh { segment: last, offset, seq, before });
             }
             if let Some(durability) = &mut self.durability {
                 let (body_bytes, cost) = (content.body.size() as u64, content.cost().into());
@@ -478,9 +480,12 @@ impl Lane {
                 continue;
             }
             let is_fresh = index == first && segment.first_seq <= fresh.seq;
-            let (offset, seq) =
-                if is_fresh { (fresh.offset, fresh.seq) } else { (0, segment.first_seq) };
-            let end = self.segments.get(index + 1).map_or(self.next_seq, |next| next.first_seq);
+            let (offset, seq, before) = match is_fresh {
+                true => (fresh.offset, fresh.seq, fresh.before),
+                false => (0, segment.first_seq, 0),
+            };
+            // Not where the next segment begins: that may be empty, and begin later.
+            let end = seq + u64::from(segment.count - before);
             if end <= watermark {
                 continue;
             }
@@ -635,6 +640,23 @@ mod tests {
             assert!(lane.memory() <= 3 * SMALL_SEGMENT_BYTES, "{}", lane.memory());
         }
         lane.check_invariants(0);
+    }
+
+    #[test]
+    fn a_run_ends_with_its_segment_where_the_next_was_emptied() {
+        let (mut lane, mut spares) = (Lane::new(0, true), Spares::default());
+        let body = vec![1; SMALL_SEGMENT_BYTES];
+        for _ in 0..2 {
+            let (address, header) = (b"\x00\x01q", [0; 14]);
+            let content = Content { address, header: &header, body: Body::Inline(&body) };
+            lane.push(&content, None, true, &mut spares);
+        }
+        let (first, second) = (pop(&mut lane).0, pop(&mut lane).0);
+        lane.settle(second.location, &mut spares);
+        let mut records = Records::default();
+        lane.hand_over(&mut records);
+        let runs: Vec<_> = records.runs.iter().map(|run| (run.first, run.last)).collect();
+        assert_eq!(runs, [(0, 0)], "{first:?} is held, and was alone in its segment");
     }
 
     #[test]
