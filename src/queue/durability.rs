@@ -32,9 +32,12 @@ pub(super) struct Durability {
 impl Durability {
     /// What a lane with this head was.
     pub(super) fn restored(head: &LaneHead) -> Self {
-        let LaneHead { watermark, count, body_bytes, cost, may_expire, .. } = *head;
+        let LaneHead { count, body_bytes, cost, may_expire, .. } = *head;
         let totals = Totals { count, body_bytes, cost };
-        Self { watermark, totals, may_expire, ..Self::default() }
+        // Where nothing is left, nothing will be read that tells what is settled or lost.
+        let watermark = if count == 0 { head.next } else { head.watermark };
+        let is_changed = watermark != head.watermark;
+        Self { watermark, totals, may_expire, is_changed, ..Self::default() }
     }
 
     /// All messages below are settled.

@@ -503,7 +503,9 @@ impl Lane {
 
     fn hand_over_head(&mut self, into: &mut Records) {
         if let Some(durability) = &mut self.durability {
-            durability.hand_over(self.cursor.lane, self.next_seq, self.cursor_seq.0, into);
+            // Messages of the life before may be delivered already that the cursor is to pass.
+            let delivered = self.cursor_seq.0.max(self.delivered_before);
+            durability.hand_over(self.cursor.lane, self.next_seq, delivered, into);
         }
     }
 

@@ -116,7 +116,7 @@ impl Lanes {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Lane> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Lane> {
         std::iter::once(&self.first).chain(self.others.iter().flatten().map(|lane| &**lane))
     }
 

@@ -328,11 +328,13 @@ impl Lane {
             self.settle_unread(first..gap_end.min(absent_end), Totals::default());
         }
         let mut lost = Totals::default();
-        if end < absent_end {
+        if absent.live == 0 {
+            self.settle_unread(end..absent_end, lost);
+        } else if end < absent_end {
             absent.first_seq = end;
             self.segments.insert(after, absent);
             self.absent += 1;
-        } else if absent.live > 0 {
+        } else {
             lost = absent.stored;
             self.unread -= absent.live as usize;
             if let Some(durability) = &mut self.durability {
@@ -429,7 +431,138 @@ impl Queue {
         effects: &mut Effects,
     ) {
         if self.is_durable && self.lanes.resident() > budget {
-            self.lanes.evict(budget / 4, budget / 2, is_written, &mut effects.spares);
+            // What is wanted stays: it would be read again and again.
+            let ahead = if self.consumers.len() > 0 { READ_AHEAD_BYTES } else { 0 };
+            let head = (budget / 4).max(ahead);
+            self.lanes.evict(head, budget / 2, is_written, &mut effects.spares);
         }
+    }
+}
+
+#[cfg(test)]
+impl Queue {
+    /// Of the lanes that have messages elsewhere only: how many of those that are ready come
+    /// before.
+    pub(super) fn reachable(&self) -> Vec<(u8, usize)> {
+        let lanes = self.lanes.all().filter(|lane| lane.absent > 0);
+        let reachable = lanes.map(|lane| {
+            let behind = lane.segments.iter().skip_while(|segment| segment.is_here());
+            (lane.cursor.lane, lane.ready() - behind.map(|it| it.live as usize).sum::<usize>())
+        });
+        reachable.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::segment::Body;
+    use super::super::{ConsumerSpec, Content, Gate, Pass, Run, Settings};
+    use super::*;
+    use crate::clock::Millis;
+
+    /// A content header of a persistent message without other properties.
+    const HEADER: [u8; 15] = [0, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 2];
+
+    const NOW: Millis = Millis(1);
+
+    #[derive(Debug)]
+    struct Open;
+
+    impl Gate for Open {
+        fn pass(&self) -> Pass {
+            Pass::Free
+        }
+    }
+
+    fn publish(queue: &mut Queue, count: usize, body: &[u8]) {
+        let effects = &mut Effects::default();
+        let content = Content { address: b"\x00\x01q", header: &HEADER, body: Body::Inline(body) };
+        (0..count).for_each(|_| queue.enqueue(&content, 0, NOW, effects));
+        queue.checkout(NOW, effects);
+    }
+
+    /// What a durable queue without limits hands over after so many publishes.
+    fn published(count: usize) -> (Queue, Records) {
+        let mut queue = Queue::with_store(Settings::default(), true);
+        publish(&mut queue, count, b"body");
+        let mut records = Records::default();
+        queue.hand_over(&mut records);
+        (queue, records)
+    }
+
+    fn restored(head: LaneHead) -> Queue {
+        let mut queue = Queue::with_store(Settings::default(), true);
+        queue.restore(&[head]);
+        queue
+    }
+
+    fn head(queue: &mut Queue) -> Option<LaneHead> {
+        let mut records = Records::default();
+        queue.hand_over(&mut records);
+        records.heads.last().copied()
+    }
+
+    /// The runs as a store gives them back.
+    fn stored(records: &Records) -> Vec<StoredRun> {
+        let stored = |run: &Run| StoredRun {
+            first: run.first,
+            last: run.last,
+            bytes: records.bytes[run.bytes.clone()].to_vec(),
+            bodies: records.bodies[run.bodies.clone()].to_vec(),
+        };
+        records.runs.iter().map(stored).collect()
+    }
+
+    #[test]
+    fn what_was_delivered_before_a_restart_is_known_after_the_next() {
+        let (mut queue, _) = published(3);
+        queue.get(false, NOW, &mut Effects::default()).expect("it is here").expect("a message");
+        let first = head(&mut queue).expect("one was delivered");
+        assert_eq!(first.delivered, 1);
+        let mut queue = restored(first);
+        publish(&mut queue, 1, b"body");
+        let second = head(&mut queue).expect("one was published");
+        assert_eq!((second.delivered, second.count), (1, 4));
+    }
+
+    #[test]
+    fn where_nothing_is_left_nothing_is_remembered() {
+        let empty = LaneHead { watermark: 3, next: 10, ..LaneHead::default() };
+        let mut queue = restored(empty);
+        assert_eq!(head(&mut queue).map(|head| head.watermark), Some(10));
+        assert_eq!(head(&mut queue), None, "the store knows");
+        assert_eq!(queue.wanted_at_once(), None);
+    }
+
+    #[test]
+    fn after_the_last_message_nothing_is_read() {
+        let (_, records) = published(1);
+        // What came after it is gone.
+        let mut queue = restored(LaneHead { next: 10, ..records.heads[0] });
+        let wanted = queue.wanted_at_once().expect("it is in the store only");
+        let loaded = Loaded::build(wanted, 1, &stored(&records), &[]);
+        assert_eq!(queue.install(loaded), 0);
+        queue.get(true, NOW, &mut Effects::default()).expect("it is here").expect("a message");
+        assert_eq!(queue.wanted_at_once(), None);
+    }
+
+    #[test]
+    fn what_a_consumer_wants_stays_when_there_is_little_memory() {
+        let (_, records) = published(1000);
+        let mut queue = restored(records.heads[0]);
+        let gate = Arc::new(Open);
+        let idle = ConsumerSpec { no_ack: false, prefetch: 0, priority: 0, window: 0, gate };
+        queue.subscribe(idle);
+        let mut loads = 0;
+        while let Some(wanted) = queue.wanted() {
+            loads += 1;
+            assert!(loads < 100, "the same is read again and again");
+            let loaded = Loaded::build(wanted, wanted.from + 1, &stored(&records), &[]);
+            assert_eq!(queue.install(loaded), 0);
+            queue.evict(0, &|_| true, &mut Effects::default());
+        }
+        assert!(loads > 0 && queue.reachable()[0].1 < 1000);
     }
 }
