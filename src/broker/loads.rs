@@ -4,10 +4,24 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::QueueCell;
+
+/// The thread looks up so often while nothing is wanted.
+const LOOK_UP: Duration = Duration::from_millis(500);
+
+/// What the thread that reads does next.
+pub(super) enum Next {
+    /// Read for this queue.
+    Queue(Arc<QueueCell>),
+    /// Nothing is wanted.
+    Idle,
+    /// Nothing will be wanted any more.
+    Closed,
+}
 
 #[derive(Debug, Default)]
 struct Line {
@@ -32,17 +46,16 @@ impl Loads {
         }
     }
 
-    /// Waits for the next queue; `None` when there will be none.
-    pub(super) fn next(&self) -> Option<Arc<QueueCell>> {
+    /// Waits a while for the next queue.
+    pub(super) fn next(&self) -> Next {
         let mut line = self.line.lock();
-        loop {
-            if line.is_closed {
-                return None;
-            }
-            if let Some(queue) = line.waiting.pop_front() {
-                return Some(queue);
-            }
-            self.changed.wait(&mut line);
+        if line.waiting.is_empty() && !line.is_closed {
+            self.changed.wait_for(&mut line, LOOK_UP);
+        }
+        match line.waiting.pop_front() {
+            Some(queue) => Next::Queue(queue),
+            None if line.is_closed => Next::Closed,
+            None => Next::Idle,
         }
     }
 

@@ -171,12 +171,22 @@ impl Broker {
         self.services.store.as_ref()
     }
 
-    /// Waits for a queue that wants messages from the store, and reads them; `false` when there
-    /// will be none any more. `now` tells the time.
+    /// Waits a while for a queue that wants messages from the disk, and reads them; when none does
+    /// and memory is short, lets queues move messages there. `false` when there will be none any
+    /// more. `now` tells the time.
     pub fn load(&self, now: impl Fn() -> Millis, drive: &mut Drive) -> bool {
-        let Some(queue) = self.services.loads.next() else { return false };
+        let next = self.services.loads.next();
         drive.now = now();
-        queue.load_wanted(drive);
+        match next {
+            loads::Next::Queue(queue) => queue.load_wanted(drive),
+            loads::Next::Idle if self.memory().is_pressed() => {
+                let vhosts: Vec<_> = self.vhosts.iter().map(|vhost| vhost.clone()).collect();
+                let queues = vhosts.iter().flat_map(|vhost| vhost.queues());
+                queues.for_each(|queue| queue.relieve(drive));
+            }
+            loads::Next::Idle => {}
+            loads::Next::Closed => return false,
+        }
         drive.finish();
         true
     }

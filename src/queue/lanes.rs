@@ -186,14 +186,20 @@ impl Lanes {
         lost
     }
 
-    /// See [`Lane::spill`].
+    /// See [`Lane::spill`]; `target` is for all lanes together.
     pub(super) fn spill<E>(
         &mut self,
         target: usize,
         put: &mut impl FnMut(&[u8]) -> Result<u64, E>,
         spares: &mut Spares,
     ) -> Result<(), E> {
-        self.all_mut().try_for_each(|lane| lane.spill(target, put, spares))
+        let mut resident = self.resident();
+        for lane in self.all_mut() {
+            let others = resident - lane.resident();
+            lane.spill(target.saturating_sub(others), put, spares)?;
+            resident = others + lane.resident();
+        }
+        Ok(())
     }
 
     /// See [`Lane::take_back`].
@@ -206,8 +212,7 @@ impl Lanes {
         self.all().flat_map(Lane::pieces)
     }
 
-    /// Lets go of what the store has, too, until no more than `target` bytes are taken by each
-    /// lane; see [`Lane::evict`].
+    /// See [`Lane::evict`]; `target` is for all lanes together.
     pub(super) fn evict(
         &mut self,
         head: usize,
@@ -215,7 +220,12 @@ impl Lanes {
         is_written: &impl Fn(u64) -> bool,
         spares: &mut Spares,
     ) {
-        self.all_mut().for_each(|lane| lane.evict(head, target, is_written, spares));
+        let mut resident = self.resident();
+        for lane in self.all_mut() {
+            let others = resident - lane.resident();
+            lane.evict(head, target.saturating_sub(others), is_written, spares);
+            resident = others + lane.resident();
+        }
     }
 
     /// The first message in the order of delivery.

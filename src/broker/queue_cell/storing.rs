@@ -83,6 +83,13 @@ impl QueueCell {
         }
     }
 
+    /// Moves messages to the disk if memory is short.
+    pub(crate) fn relieve(self: &Arc<Self>, drive: &mut Drive) {
+        let mut state = self.lock();
+        self.keep(&mut state, drive);
+        self.count_memory(&mut state);
+    }
+
     /// Reads what the queue wants, which takes a while; then delivers.
     pub(crate) fn load_wanted(self: &Arc<Self>, drive: &mut Drive) {
         let wanted = self.lock().queue.wanted();
