@@ -750,7 +750,7 @@ impl Client {
             match progress.next {
                 Next::Read => return,
                 Next::AwaitDrain | Next::Again => {}
-                Next::AwaitMemory | Next::AwaitRoom | Next::AwaitStore => {
+                Next::AwaitAlarms | Next::AwaitRoom | Next::AwaitStore => {
                     unreachable!("scripts are small and there is no store")
                 }
                 Next::AwaitLogin => {
