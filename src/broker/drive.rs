@@ -34,8 +34,6 @@ pub struct Drive {
     pub(crate) wakes: Vec<Waker>,
     /// Deleted queues, to be freed when no lock is held.
     pub(crate) deleted: Vec<Queue>,
-    /// What has to be durable before whoever asked for this drive is answered.
-    pub(crate) awaited: Ticket,
     /// A queue whose consumers the current publisher outruns.
     pub(crate) outrun: Option<Arc<QueueCell>>,
     /// Queues whose dead letters are in hand here, to be published when no lock is held.

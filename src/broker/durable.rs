@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Broker, Drive};
+use super::Broker;
 use crate::store::{Change, Outcome, Store, Ticket};
 
 /// See the module's description.
@@ -51,16 +51,17 @@ impl DurableDefinitions {
         let Some(store) = &self.store else { return Ticket::default() };
         let mut state = self.state.lock();
         match &mut state.stage {
-            Stage::Restoring => {}
-            Stage::Gathering(gathered) => gathered.extend(changes()),
+            Stage::Restoring => Ticket::default(),
+            Stage::Gathering(gathered) => {
+                gathered.extend(changes());
+                Ticket::default()
+            }
             Stage::Serving => {
-                let changes: Vec<_> = changes().into_iter().collect();
-                if !changes.is_empty() {
-                    state.latest = store.change(changes);
-                }
+                let ticket = store.change(changes().into_iter().collect());
+                state.latest = state.latest.max(ticket);
+                ticket
             }
         }
-        state.latest
     }
 
     /// The ticket of the latest change, for who has changed nothing because somebody else was
@@ -86,13 +87,6 @@ impl DurableDefinitions {
         {
             state.latest = store.change(gathered);
         }
-    }
-}
-
-impl Drive {
-    /// Notes that the answer has to wait for this ticket, too.
-    pub(crate) fn wait_for(&mut self, ticket: Ticket) {
-        self.awaited = self.awaited.max(ticket);
     }
 }
 

@@ -325,6 +325,9 @@ impl Vhost {
             // A crash has left it behind (see `QueueCell`).
             let removed = topology.remove_queue(left);
             if let Some((_, cell)) = self.queues.remove(&left) {
+                if let Some(store) = cell.store() {
+                    drive.await_store(store.forget_queue(left.0));
+                }
                 self.store_removed_queue(&topology, &removed, &cell, drive);
             }
         }

@@ -7,7 +7,6 @@ use super::channel::{Channel, Confirms, Mode};
 use super::consume::check_qos_size;
 use super::handshake::Phase;
 use super::{Connection, Worker};
-use crate::broker::Ticket;
 use crate::codec::frame::{Frame, FrameKind, describe};
 use crate::codec::hot::{self, Settle};
 use crate::codec::method::{AMQPClass, access, basic, channel, confirm, parse_method};
@@ -76,7 +75,6 @@ impl Connection {
         // Anything else sees the effect of all before it.
         self.commit(buffer, worker);
         let parsed = parse_method(frame.payload)?;
-        worker.drive.awaited = Ticket::default();
         let outcome = match parsed {
             AMQPClass::Basic(basic::AMQPMethod::Qos(_)) => check_qos_size(frame.payload),
             _ => Ok(()),

@@ -25,7 +25,7 @@ pub(super) struct Held {
 impl Connection {
     /// Sends a method's reply once everything that the method has handed to the store is durable.
     pub(super) fn send_durable(&mut self, channel: u16, reply: AMQPClass, worker: &mut Worker) {
-        let ticket = std::mem::take(&mut worker.drive.awaited).max(worker.drive.take_ticket());
+        let ticket = worker.drive.take_ticket();
         if self.broker.is_durable(ticket) {
             return self.send(channel, reply, worker);
         }
@@ -66,5 +66,161 @@ impl Connection {
             _ => {}
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, SocketAddr};
+    use std::sync::mpsc;
+    use std::task::{Context, Waker};
+
+    use super::*;
+    use crate::broker::{Broker, Drive, Outgoing};
+    use crate::clock::Millis;
+    use crate::codec::encode::PROTOCOL_HEADER;
+    use crate::codec::frame;
+    use crate::codec::method::{FieldTable, channel, connection, parse_method, put_method, queue};
+    use crate::config::Config;
+    use crate::connection::Next;
+    use crate::store::{MemoryEngine, Options, Store};
+
+    fn broker(disk: &MemoryEngine) -> Arc<Broker> {
+        let store = Store::in_memory(disk, &Options::default()).expect("a store");
+        let broker =
+            Broker::with_store(Config::default().into(), u64::MAX, Some(Arc::new(store)), None);
+        broker.recover(&mut Drive::default()).expect("readable");
+        broker.add_defaults();
+        broker.begin_serving();
+        let (decided, outcome) = mpsc::channel();
+        broker.when_definitions_durable(move |outcome| decided.send(outcome).expect("waited for"));
+        outcome.recv().expect("an outcome").expect("durable");
+        Arc::new(broker)
+    }
+
+    fn declare(name: &str, durable: bool) -> AMQPClass {
+        AMQPClass::Queue(queue::AMQPMethod::Declare(queue::Declare {
+            queue: name.into(),
+            passive: false,
+            durable,
+            exclusive: false,
+            auto_delete: false,
+            nowait: false,
+            arguments: FieldTable::default(),
+        }))
+    }
+
+    fn frames(methods: impl IntoIterator<Item = (u16, AMQPClass)>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        methods.into_iter().for_each(|(number, method)| put_method(&mut bytes, number, &method));
+        bytes
+    }
+
+    /// A connection with an open channel.
+    fn open(broker: &Arc<Broker>, worker: &mut Worker) -> Connection {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5672));
+        let mut opened = Connection::new(broker.clone(), address, address, Millis(0));
+        let start = connection::StartOk {
+            client_properties: FieldTable::default(),
+            mechanism: "PLAIN".into(),
+            response: "\0guest\0guest".into(),
+            locale: "en_US".into(),
+        };
+        let tune = connection::TuneOk { channel_max: 7, frame_max: 4096, heartbeat: 0 };
+        let open = connection::Open { virtual_host: "/".into() };
+        let mut bytes = PROTOCOL_HEADER.to_vec();
+        bytes.extend(frames([
+            (0, AMQPClass::Connection(connection::AMQPMethod::StartOk(start))),
+            (0, AMQPClass::Connection(connection::AMQPMethod::TuneOk(tune))),
+            (0, AMQPClass::Connection(connection::AMQPMethod::Open(open))),
+            (1, AMQPClass::Channel(channel::AMQPMethod::Open(channel::Open {}))),
+        ]));
+        let progress = opened.feed(&bytes, worker);
+        assert_eq!((progress.next, progress.consumed), (Next::Read, bytes.len()));
+        answers(&opened);
+        opened
+    }
+
+    /// What the connection has sent since the last call: names of declared queues, or the code with
+    /// which it is closed.
+    fn answers(connection: &Connection) -> Vec<String> {
+        let mut taken = Outgoing::default();
+        let mut context = Context::from_waker(Waker::noop());
+        if connection.outbox().poll_take(&mut context, &mut taken).is_pending() {
+            return Vec::new();
+        }
+        let mut rest = &taken.buffer[..];
+        let mut answers = Vec::new();
+        while let Some((frame, used)) = frame::split(rest, u32::MAX).expect("whole frames") {
+            rest = &rest[used..];
+            answers.push(match parse_method(frame.payload) {
+                Ok(AMQPClass::Queue(queue::AMQPMethod::DeclareOk(ok))) => ok.queue.to_string(),
+                Ok(AMQPClass::Connection(connection::AMQPMethod::Close(close))) => {
+                    close.reply_code.to_string()
+                }
+                _ => continue,
+            });
+        }
+        answers
+    }
+
+    /// Waits as `net` does.
+    fn wait(connection: &Connection) {
+        let (stored, waited) = mpsc::channel();
+        connection.when_stored(move || stored.send(()).expect("waited for"));
+        waited.recv().expect("it ends");
+    }
+
+    #[test]
+    fn a_reply_and_all_behind_it_wait_for_the_store() {
+        let disk = MemoryEngine::default();
+        let (broker, mut worker) = (broker(&disk), Worker::default());
+        let mut connection = open(&broker, &mut worker);
+        disk.set_full(true);
+        let first = frames([(1, declare("transient", false)), (1, declare("durable", true))]);
+        let second = frames([(1, declare("behind", false))]);
+        let progress = connection.feed(&[&first[..], &second].concat(), &mut worker);
+        assert_eq!((progress.next, progress.consumed), (Next::AwaitStore, first.len()));
+        assert_eq!(answers(&connection), ["transient"]);
+        // It may be looked at for other reasons.
+        let progress = connection.feed(&second, &mut worker);
+        assert_eq!((progress.next, progress.consumed), (Next::AwaitStore, 0));
+        assert!(answers(&connection).is_empty());
+        disk.set_full(false);
+        wait(&connection);
+        let progress = connection.feed(&second, &mut worker);
+        assert_eq!((progress.next, progress.consumed), (Next::Read, second.len()));
+        assert_eq!(answers(&connection), ["durable", "behind"]);
+    }
+
+    #[test]
+    fn a_store_that_fails_ends_the_connection() {
+        let disk = MemoryEngine::default();
+        let (broker, mut worker) = (broker(&disk), Worker::default());
+        let mut connection = open(&broker, &mut worker);
+        disk.fail_after(0);
+        let bytes = frames([(1, declare("durable", true))]);
+        assert_eq!(connection.feed(&bytes, &mut worker).next, Next::AwaitStore);
+        wait(&connection);
+        assert_eq!(connection.feed(&[], &mut worker).next, Next::Read);
+        assert_eq!(answers(&connection), ["541"]);
+    }
+
+    #[test]
+    fn a_connection_that_ends_meanwhile_sends_nothing() {
+        let disk = MemoryEngine::default();
+        let (broker, mut worker) = (broker(&disk), Worker::default());
+        let mut connection = open(&broker, &mut worker);
+        disk.set_full(true);
+        let bytes = frames([(1, declare("durable", true))]);
+        assert_eq!(connection.feed(&bytes, &mut worker).next, Next::AwaitStore);
+        broker.delete_user("guest").expect("it is there");
+        // What the client says then is heard.
+        let close_ok = connection::AMQPMethod::CloseOk(connection::CloseOk {});
+        let close_ok = frames([(0, AMQPClass::Connection(close_ok))]);
+        let progress = connection.feed(&close_ok, &mut worker);
+        assert_eq!(progress.next, Next::Close { linger_ms: 0 });
+        assert_eq!(answers(&connection), ["320"]);
+        disk.set_full(false);
     }
 }

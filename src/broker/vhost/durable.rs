@@ -2,7 +2,7 @@
 //!
 //! Owns the decision which exchanges, queues and bindings do (RabbitMQ's rules), and tells the
 //! store of their changes while the lock of the topology is held, so that the store's order is that
-//! of effect. Whoever asked for the change waits for it (`Drive::awaited`). It must not know how
+//! of effect. Whoever asked for the change waits for it (`Drive::ticket`). It must not know how
 //! definitions are written down.
 //!
 //! A binding lasts if both of its ends do. Who changes nothing, because somebody else was faster,
@@ -30,13 +30,13 @@ impl Vhost {
     {
         // What is done in a deleted vhost ends with the connections that are still in it.
         if !self.occupancy.is_gone() {
-            drive.wait_for(self.services.definitions.change(changes));
+            drive.await_store(self.services.definitions.change(changes));
         }
     }
 
     /// Nothing was changed: waits for who was faster.
     fn await_others(&self, drive: &mut Drive) {
-        drive.wait_for(self.services.definitions.latest());
+        drive.await_store(self.services.definitions.latest());
     }
 
     /// A queue was added.
