@@ -45,13 +45,12 @@ pub fn fill(
     data_dir: Option<&Path>,
     drive: &mut Drive,
 ) -> Result<(), StartError> {
-    let path = data_dir.map(store_dir).unwrap_or_default();
-    let failed = |reason| StartError::Store { path: path.clone(), reason };
-    let is_new = broker.recover(drive).map_err(failed)?;
+    let failed = |reason| StartError::Store { reason };
+    let recovered = broker.recover(drive).map_err(failed)?;
     let earlier = data_dir.map(read_earlier).transpose()?.flatten();
     let named = config.load_definitions.as_deref().map(read_file).transpose()?;
     let files: Vec<_> = earlier.iter().chain(&named).collect();
-    if is_new {
+    if recovered.is_new {
         add_missing(broker, &files, &config.auth);
         broker.keep_as_started();
     }
@@ -66,7 +65,8 @@ pub fn fill(
     if let (Some(data_dir), Some(_)) = (data_dir, &earlier) {
         retire_earlier(data_dir).map_err(|error| refused(&data_dir.join(EARLIER), error))?;
     }
-    add_policies(broker, config, drive)
+    add_policies(broker, config, drive)?;
+    broker.recover_messages(recovered, drive).map_err(failed)
 }
 
 /// A broker with what a data directory has, for whoever looks at it or changes it while no broker
@@ -77,7 +77,7 @@ pub fn fill(
 pub fn open_stopped(data_dir: &Path, drive: &mut Drive) -> Result<(Broker, bool), String> {
     let config = Config::default().into();
     let broker = Broker::open(config, u64::MAX, Some(&store_dir(data_dir)))?;
-    let is_new = broker.recover(drive)?;
+    let is_new = broker.recover(drive)?.is_new;
     if let Some((path, definitions)) = read_earlier(data_dir).map_err(|e| e.to_string())? {
         let imported = broker.import_definitions(&definitions, drive);
         imported.map_err(|error| format!("{}: {error}", path.display()))?;

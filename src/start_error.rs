@@ -62,13 +62,10 @@ pub enum StartError {
     DataDir(#[from] DataDirError),
     /// The store cannot be opened, read or written.
     #[error(
-        "cannot use the store {path}: {reason}. Restore the data directory from a backup, or \
-         choose another with --data-dir",
-        path = .path.display()
+        "{reason}. The log may say more; without the data directory's store, start on another \
+         directory with --data-dir, or restore a backup"
     )]
     Store {
-        /// Its directory.
-        path: PathBuf,
         /// What is wrong with it.
         reason: String,
     },

@@ -29,6 +29,7 @@ use crate::codec::method::{AMQPValue, FieldTable};
 use crate::routing::{Destination, ExchangeKind, ExchangeSpec, QueueId};
 use model::{Binding, Exchange, Parameter, Queue, User, VhostEntry};
 pub use model::{Definitions, DefinitionsError};
+pub use recovery::Recovered;
 
 /// Names that only the broker gives out begin with this.
 const RESERVED: &str = "amq.";

@@ -55,7 +55,7 @@ pub use access::{
 pub use alarm::{Alarm, Alarms};
 pub use batch::Batch;
 pub(crate) use batch::{OwnedMessage, Span, Staged};
-pub use definitions::{Definitions, DefinitionsError, Imported};
+pub use definitions::{Definitions, DefinitionsError, Imported, Recovered};
 pub use drive::Drive;
 pub use memory::Memory;
 pub(crate) use memory::Unfinished;

@@ -69,10 +69,8 @@ impl Server {
     ) -> Result<Self, StartError> {
         let limit_bytes = memory_limit::limit_bytes(config.limits.memory_high_watermark);
         tracing::info!(limit_bytes, "memory limit: above it publishers are blocked");
-        let broker = Broker::open(config.clone(), limit_bytes, store_dir).map_err(|reason| {
-            StartError::Store { path: store_dir.unwrap_or(Path::new("")).to_owned(), reason }
-        })?;
-        let broker = Arc::new(broker);
+        let broker = Broker::open(config.clone(), limit_bytes, store_dir);
+        let broker = Arc::new(broker.map_err(|reason| StartError::Store { reason })?);
         worker::with(|lent| fill(&broker, &mut lent.worker.drive))?;
         let mut listeners = Vec::new();
         for address in &config.listeners.amqp {

@@ -4,6 +4,9 @@
 //! logged, left out and left in the store, and the start goes on. It must not know how a new store
 //! is filled.
 //!
+//! Messages come back in a second step: a stopped broker's definitions can be looked at without
+//! letting any of its messages expire.
+//!
 //! Queues come back with their numbers, by which their messages are found. Those of queues that are
 //! gone are not given out again: each start sets a range aside.
 
@@ -19,22 +22,34 @@ use crate::store::Space;
 /// How many numbers of queues a start sets aside: for a million each second there are 12 days.
 const IDS_PER_START: u64 = 1 << 40;
 
+/// What a store had.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// No broker has served with this store yet; without a store it is always so.
+    pub is_new: bool,
+    /// Whether all of it could be taken.
+    is_whole: bool,
+    /// By the numbers of queues.
+    heads: Vec<(u64, Vec<LaneHead>)>,
+}
+
 impl Broker {
-    /// Brings back what the store has, before clients can connect. What is changed afterwards is
-    /// kept, from [`Broker::begin_serving`] on. Answers whether no broker has served with this store
-    /// yet; there is always none where there is no store.
+    /// Brings back the definitions that the store has. What is changed afterwards is kept, from
+    /// [`Broker::begin_serving`] on.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn recover(&self, drive: &mut Drive) -> Result<bool, String> {
-        let Some(store) = &self.services.store else { return Ok(true) };
+    pub fn recover(&self, drive: &mut Drive) -> Result<Recovered, String> {
+        let Some(store) = &self.services.store else {
+            return Ok(Recovered { is_new: true, ..Recovered::default() });
+        };
         let entries = store.entries(Space::Definitions).map_err(|error| error.to_string())?;
         let mut found = Found::default();
-        let mut is_whole = true;
+        let mut left_out = 0;
         for (key, value) in &entries {
             if let Err(reason) = found.take(key, value) {
                 tracing::error!("the store has something that is left out: {reason}");
-                is_whole = false;
+                left_out += 1;
             }
         }
         let heads = store.heads().map_err(|error| error.to_string())?;
@@ -43,15 +58,31 @@ impl Broker {
         let free_from = ids.max().map_or(0, |highest| highest + 1).max(found.ids_free_from);
         self.services.begin_ids(free_from);
         let import = Import { is_recovery: true, ..Import::new(self, drive) };
-        let recovered = import.run(&found.definitions).map_err(|error| error.to_string())?;
-        recovered.notes.iter().for_each(|note| tracing::error!("the store: {note}"));
-        tracing::info!("definitions of the store: {recovered}");
-        is_whole &= recovered.notes.is_empty();
-        self.restore_messages(heads, is_whole, drive);
-        self.restore_delayed(is_whole, drive).map_err(|error| error.to_string())?;
+        let imported = import.run(&found.definitions).map_err(|error| error.to_string())?;
+        imported.notes.iter().for_each(|note| tracing::error!("the store: {note}"));
+        tracing::info!("definitions of the store: {imported}");
         self.services.definitions.gather();
         self.services.definitions.change(|| [record::ids(free_from + IDS_PER_START)]);
-        Ok(!found.is_started)
+        let is_whole = left_out == 0 && imported.notes.is_empty();
+        Ok(Recovered { is_new: !found.is_started, is_whole, heads })
+    }
+
+    /// Notes that this store is not new any more: no default user is made for it again.
+    pub fn keep_as_started(&self) {
+        self.services.definitions.change(|| [record::started()]);
+    }
+
+    /// Brings back the messages, once everything is there that dead letters may need. Called before
+    /// anything is published.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn recover_messages(&self, recovered: Recovered, drive: &mut Drive) -> Result<(), String> {
+        let Recovered { is_new, is_whole, heads } = recovered;
+        // Then messages have their queue, unless definitions are missing.
+        let is_known = is_whole && !is_new;
+        self.restore_messages(heads, is_known, drive);
+        self.restore_delayed(is_known, drive).map_err(|error| error.to_string())
     }
 
     /// Gives the queues what the store has of their messages. Messages without a queue are those of
@@ -59,7 +90,7 @@ impl Broker {
     fn restore_messages(
         &self,
         heads: Vec<(u64, Vec<LaneHead>)>,
-        is_whole: bool,
+        is_known: bool,
         drive: &mut Drive,
     ) {
         let vhosts: Vec<_> = self.vhosts.iter().map(|vhost| vhost.clone()).collect();
@@ -73,16 +104,11 @@ impl Broker {
                     messages += count;
                     cell.restore(&lanes, drive);
                 }
-                None if is_whole => drop(self.services.store.as_ref().map(|s| s.forget_queue(id))),
+                None if is_known => drop(self.services.store.as_ref().map(|s| s.forget_queue(id))),
                 None => tracing::error!(id, count, "the store has messages without their queue"),
             }
         }
         tracing::info!(queues, messages, "queues of the store");
-    }
-
-    /// Notes that this store is not new any more: no default user is made for it again.
-    pub fn keep_as_started(&self) {
-        self.services.definitions.change(|| [record::started()]);
     }
 }
 
@@ -107,3 +133,6 @@ impl Import<'_> {
         restored.map(|_| ()).ok_or_else(|| format!("{what} is there already"))
     }
 }
+
+#[cfg(test)]
+mod tests;
