@@ -522,7 +522,6 @@ fn put_long(letter: u8, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 
 #[cfg(test)]
 mod tests {
-    use amq_protocol::types::parsing::parse_field_table;
     use amq_protocol::types::{DecimalValue, FieldArray};
     use proptest::prelude::*;
 
@@ -575,11 +574,7 @@ mod tests {
             let bytes = encode(&table);
             prop_assert_eq!(check(&bytes, DEPTH_MAX), Ok(()));
             prop_assert_eq!(entries(&bytes).count(), table.inner().len());
-            let mut framed = u32::try_from(bytes.len()).unwrap().to_be_bytes().to_vec();
-            framed.extend_from_slice(&bytes);
-            let (rest, parsed) = parse_field_table(&framed[..]).unwrap();
-            prop_assert!(rest.is_empty());
-            prop_assert_eq!(parsed, table);
+            prop_assert_eq!(decode(&bytes), Ok(table));
             prop_assert!(same(&Value::Table(&bytes), &Value::Table(&bytes)));
         }
 
@@ -592,6 +587,7 @@ mod tests {
             let whole = entries(&bytes[..cut]).filter(Result::is_ok).count();
             let checked = check(&bytes[..cut], DEPTH_MAX).is_ok();
             prop_assert_eq!(checked, encode_len(&table, whole) == cut);
+            prop_assert_eq!(decode(&bytes[..cut]).is_ok(), checked);
         }
 
         #[test]
@@ -600,6 +596,7 @@ mod tests {
             0..64,
         )) {
             let _ = check(&bytes, DEPTH_MAX);
+            let _ = decode(&bytes);
             let _ = find(&bytes, b"a");
             let _ = same(&Value::Table(&bytes), &Value::Table(&bytes));
             prop_assert_eq!(without(&bytes, &[]), bytes);
