@@ -753,7 +753,7 @@ fn deleting_a_user_closes_connections_that_are_blocked() {
         Client::open_with(&broker, &Handshake { user, password, ..Handshake::default() });
     client.call(1, "queue.declare queue=q");
     client.publish(1, "routing_key=q", "", &vec![0; 2 << 20]);
-    wait_until("the alarm", || inside.memory().is_alarmed());
+    wait_until("the alarm", || inside.alarms().is_any());
     client.put(1, "q", "x");
     client.expect("0 connection.blocked");
     inside.delete_user("u").expect("it exists");
