@@ -14,7 +14,7 @@
 //! - a dead letter is in its queue, in the queue it goes to, or in both, from the moment on when it
 //!   was rejected, expired or came back too often: a crash may double it, never lose it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::message::MessageId;
 use super::verdict::Found;
@@ -425,6 +425,13 @@ impl Ledger {
     pub(super) fn sources(&self, queue: usize) -> impl Iterator<Item = usize> {
         let is_source = move |(_, from): &(usize, &Queue)| from.dead_letters.contains(&queue);
         self.queues.iter().enumerate().filter(is_source).map(|(at, _)| at)
+    }
+
+    /// The messages that may be in a queue, or in those that it gets dead letters from.
+    pub(super) fn concerned(&self, queue: usize) -> BTreeSet<MessageId> {
+        let of = |at: usize| self.entries.range((at, MessageId::MIN)..(at + 1, MessageId::MIN));
+        let places = self.sources(queue).chain([queue]);
+        places.flat_map(of).map(|((_, id), _)| *id).collect()
     }
 
     /// Up to where in a log everything is on disk.

@@ -176,6 +176,8 @@ impl Node {
         let pid = process.pid.expect("it is ready").to_string();
         let sent = Command::new("kill").args(["-TERM", &pid]).status();
         assert!(sent.expect("kill runs").success());
+        // Waiting closes the pipe, upon which the watchdog would kill: it is held until the end.
+        let _pipe = process.watchdog.stdin.take();
         process.watchdog.wait().expect("the watchdog is our child").code() == Some(0)
     }
 

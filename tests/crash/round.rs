@@ -12,7 +12,7 @@ use super::publisher::Publisher;
 use super::random::Random;
 use super::session::{Incoming, Session};
 use super::transactions::Transactions;
-use super::verdict::{Found, judge};
+use super::verdict::{Found, due_in, judge};
 use crate::support::DEADLINE;
 
 /// What one client does.
@@ -259,11 +259,17 @@ fn look_for_queues(address: &str, plan: &Plan) -> Vec<Violation> {
 const GETS: usize = 100;
 
 /// Looks through all queues without settling anything. The log has what it published so that the
-/// broker would write down who has seen what: into the first queue, after that was looked through.
+/// broker would write down who has seen what: into the first queue, the last one to be looked through.
 fn look_through(address: &str, ledger: &Ledger, publisher: u32) -> (Vec<Found>, Vec<Event>) {
     let mut channel = Channel::confirming(address, publisher);
     let mut found = Vec::new();
-    for (queue, kind) in ledger.queues.iter().enumerate() {
+    // Those that dead letters come from are looked through first, the first queue at the end.
+    let sources = |queue: &usize| ledger.sources(*queue).count();
+    let mut order: Vec<usize> = (0..ledger.queues.len()).rev().collect();
+    order.sort_by_key(sources);
+    for queue in order {
+        let kind = &ledger.queues[queue];
+        await_dead_letters(&mut channel, ledger, &found, queue);
         let mut all = Vec::new();
         let ended_ms = take_all(&mut channel, &kind.name, |_, delivery, asked_ms| {
             all.push(seen(&delivery, asked_ms));
@@ -272,7 +278,24 @@ fn look_through(address: &str, ledger: &Ledger, publisher: u32) -> (Vec<Found>, 
     }
     channel.sync(&Route::to(&ledger.queues[0].name, 0)).expect("the broker stays");
     channel.session.close();
+    found.sort_by_key(|found| found.queue);
     (found, channel.log)
+}
+
+/// Waits, for a while, until the dead letters of the queues that were looked through have come.
+fn await_dead_letters(channel: &mut Channel, ledger: &Ledger, found: &[Found], queue: usize) {
+    if ledger.sources(queue).next().is_none() {
+        return;
+    }
+    let passive = format!("queue.declare queue=\"{}\" passive", ledger.queues[queue].name);
+    let end_ms = now_ms() + 3000;
+    while now_ms() < end_ms {
+        let due = due_in(ledger, found, queue, now_ms());
+        if channel.session.must(&passive)["message_count"].int() >= i64::from(due) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Gets messages until there are no more. Returns the time of the last look.

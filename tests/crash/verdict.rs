@@ -51,13 +51,7 @@ pub struct Found {
 
 /// Compares what must be there with what is found. Queues that are not in `found` are not judged.
 pub fn judge(ledger: &Ledger, found: &[Found]) -> Vec<Violation> {
-    let mut times = BTreeMap::new();
-    for queue in found {
-        for id in queue.seen.iter().filter_map(|seen| seen.id.as_ref().ok()) {
-            *times.entry((queue.queue, *id)).or_default() += 1;
-        }
-    }
-    let mut judge = Judge { ledger, times, violations: Vec::new() };
+    let mut judge = Judge::new(ledger, found);
     for queue in found {
         judge.counts(queue);
         judge.order(queue);
@@ -74,7 +68,23 @@ struct Judge<'a> {
     violations: Vec<Violation>,
 }
 
-impl Judge<'_> {
+/// How many messages must at least be, now, in a queue that was not looked through yet.
+pub fn due_in(ledger: &Ledger, found: &[Found], queue: usize, now_ms: u64) -> u32 {
+    let judge = Judge::new(ledger, found);
+    ledger.concerned(queue).into_iter().map(|id| judge.least(queue, id, now_ms)).sum()
+}
+
+impl<'a> Judge<'a> {
+    fn new(ledger: &'a Ledger, found: &[Found]) -> Judge<'a> {
+        let mut times = BTreeMap::new();
+        for queue in found {
+            for id in queue.seen.iter().filter_map(|seen| seen.id.as_ref().ok()) {
+                *times.entry((queue.queue, *id)).or_default() += 1;
+            }
+        }
+        Judge { ledger, times, violations: Vec::new() }
+    }
+
     fn note(&mut self, kind: Kind, queue: usize, what: String) {
         let name = &self.ledger.queues[queue].name;
         self.violations.push(Violation::new(kind, format!("{name}: {what}")));
@@ -87,20 +97,14 @@ impl Judge<'_> {
     /// As many of each message as there must be at least and can be at most.
     fn counts(&mut self, found: &Found) {
         let (queue, ended) = (found.queue, found.ended_ms);
-        let sources: Vec<usize> = self.ledger.sources(queue).collect();
-        let mut due: BTreeSet<MessageId> =
-            found.seen.iter().filter_map(|seen| seen.id.clone().ok()).collect();
-        for place in sources.iter().chain([&queue]) {
-            let all =
-                self.ledger.entries.range((*place, MessageId::MIN)..(*place + 1, MessageId::MIN));
-            due.extend(all.map(|((_, id), _)| *id));
-        }
+        let mut due = self.ledger.concerned(queue);
+        due.extend(found.seen.iter().filter_map(|seen| seen.id.clone().ok()));
         for id in due {
             let here = self.times(queue, id);
             let entry = self.ledger.entries.get(&(queue, id));
             let came = self.ledger.may_have_come(queue, id, ended);
             let (stored, possible) = entry.map_or((0, 0), |e| (e.stored, e.possible));
-            let (acks, acks_stored) = entry.map_or((0, 0), |e| (e.acks, e.acks_stored));
+            let acks_stored = entry.map_or(0, |entry| entry.acks_stored);
             let most = (stored + possible + came).saturating_sub(acks_stored);
             if here > most {
                 let is_unheard = entry.is_none() && came == 0;
@@ -111,13 +115,7 @@ impl Judge<'_> {
                 };
                 self.note(kind, queue, format!("{id:?} is there {here} times, at most {most}"));
             }
-            let must_have_come: u32 =
-                sources.iter().map(|at| self.must_have_left(*at, id, ended)).sum();
-            let mut gone = acks + self.ledger.may_have_left(queue, id, ended);
-            if entry.is_some_and(|entry| self.may_be_missing(queue, entry, ended)) {
-                gone += stored;
-            }
-            let least = (stored + must_have_come).saturating_sub(gone);
+            let least = self.least(queue, id, ended);
             if here < least {
                 self.note(
                     Kind::Lost,
@@ -126,6 +124,17 @@ impl Judge<'_> {
                 );
             }
         }
+    }
+
+    /// How many copies must be there, by what was found in the queues that it may have come from.
+    fn least(&self, queue: usize, id: MessageId, ended_ms: u64) -> u32 {
+        let sources = self.ledger.sources(queue);
+        let came: u32 = sources.map(|source| self.must_have_left(source, id, ended_ms)).sum();
+        let Some(entry) = self.ledger.entries.get(&(queue, id)) else { return came };
+        let left = self.ledger.may_have_left(queue, id, ended_ms);
+        let is_excused = self.may_be_missing(queue, entry, ended_ms);
+        let gone = entry.acks + left + if is_excused { entry.stored } else { 0 };
+        (entry.stored + came).saturating_sub(gone)
     }
 
     /// Whether time may have taken the message away, or not brought it yet.
@@ -160,10 +169,10 @@ impl Judge<'_> {
                 }
                 class_before = class;
             }
-            let entry = self.ledger.entries.get(&(found.queue, id));
             if self.times(found.queue, id) > 1 {
                 continue;
             }
+            let entry = self.known(found, id);
             match entry.and_then(|entry| entry.position) {
                 Some(position) => {
                     let before = places.insert(class, position);
@@ -183,6 +192,12 @@ impl Judge<'_> {
         wrong.into_iter().for_each(|what| self.note(Kind::Reordered, found.queue, what));
     }
 
+    /// The entry of a message that cannot have come as a dead letter only now.
+    fn known(&self, found: &Found, id: MessageId) -> Option<&'a Entry> {
+        let came = self.ledger.may_have_come(found.queue, id, found.ended_ms);
+        self.ledger.entries.get(&(found.queue, id)).filter(|_| came == 0)
+    }
+
     /// Each message by itself: its bytes, its time, its flags and properties.
     fn each(&mut self, found: &Found) {
         let queue = found.queue;
@@ -194,7 +209,7 @@ impl Judge<'_> {
                     continue;
                 }
             };
-            let entry = self.ledger.entries.get(&(queue, id));
+            let entry = self.known(found, id);
             for (kind, what) in
                 entry.map_or_else(Vec::new, |e| wrong_with(&self.ledger.queues[queue], e, seen))
             {
