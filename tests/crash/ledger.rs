@@ -19,6 +19,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::message::MessageId;
 use super::verdict::Found;
 
+/// How long after it was due a delayed message may be missing, on a machine with much to do.
+const LATE_MS: u64 = 1500;
+
 /// In which order a queue gives what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -253,6 +256,11 @@ impl Entry {
         Some((self.came_ms.0.saturating_add(ttl), self.came_ms.1.saturating_add(ttl)))
     }
 
+    /// Whether it may still be with the exchange that delays it.
+    pub(super) fn may_be_delayed(&self, now_ms: u64) -> bool {
+        self.sort.delay_ms.is_some() && now_ms < self.due_ms().1.saturating_add(LATE_MS)
+    }
+
     /// The earliest and latest time at which it comes out of a delaying exchange.
     pub(super) fn due_ms(&self) -> (u64, u64) {
         let delay = self.sort.delay_ms.unwrap_or(0);
@@ -265,11 +273,13 @@ impl Entry {
 pub struct Ledger {
     pub queues: Vec<Queue>,
     pub(super) entries: BTreeMap<(usize, MessageId), Entry>,
+    /// Since the queues were last looked through.
+    kills: u32,
 }
 
 impl Ledger {
     pub fn new(queues: Vec<Queue>) -> Ledger {
-        Ledger { queues, entries: BTreeMap::new() }
+        Ledger { queues, entries: BTreeMap::new(), kills: 0 }
     }
 
     /// Takes in what clients did up to the crash at `until_ms`. Returns what was wrong by then.
@@ -283,8 +293,9 @@ impl Ledger {
         found
     }
 
-    /// The broker was killed: what does not last is gone, what was on its way is forgotten.
-    pub fn crash(&mut self) {
+    /// The broker was killed, so often before it served again: what does not last is gone.
+    pub fn crash(&mut self, kills: u32) {
+        self.kills += kills;
         let queues = &self.queues;
         for ((queue, _), entry) in &mut self.entries {
             if !entry.lasts {
@@ -299,10 +310,10 @@ impl Ledger {
     /// What was found after a restart is what there is from now on. `is_stored`: whoever looked
     /// through the queues got an answer afterwards (see the module's description).
     pub fn rebase(&mut self, found: &[Found], is_stored: bool) {
+        self.kills = 0;
         let ended = |queue| found.iter().find(|f| f.queue == queue).map_or(0, |f| f.ended_ms);
         for ((queue, _), entry) in &mut self.entries {
-            // What is still delayed cannot have been found.
-            if entry.sort.delay_ms.is_none() || entry.due_ms().1 < ended(*queue) {
+            if !entry.may_be_delayed(ended(*queue)) {
                 (entry.stored, entry.possible, entry.group) = (0, 0, None);
             }
             (entry.acks, entry.acks_stored, entry.rejects) = (0, 0, 0);
@@ -489,14 +500,29 @@ impl Ledger {
             return 0;
         }
         let all = entry.stored + entry.possible;
+        if self.dies_by_itself(queue, entry, until_ms) { all } else { entry.rejects.min(all) }
+    }
+
+    /// Whether a message may have died without anybody rejecting it.
+    fn dies_by_itself(&self, queue: usize, entry: &Entry, until_ms: u64) -> bool {
+        let kind = &self.queues[queue];
         let has_expired = entry.expires_ms(kind).is_some_and(|(earliest, _)| earliest <= until_ms);
         let returns = entry.count + entry.requeues + 2;
-        let is_worn = kind.delivery_limit.is_some_and(|limit| returns >= limit);
-        if has_expired || is_worn { all } else { entry.rejects.min(all) }
+        has_expired || kind.delivery_limit.is_some_and(|limit| returns >= limit)
     }
 
     /// How many copies of a message may have come to this queue as dead letters by then.
     pub(super) fn may_have_come(&self, queue: usize, id: MessageId, until_ms: u64) -> u32 {
-        self.sources(queue).map(|source| self.may_have_left(source, id, until_ms)).sum()
+        let from = |source: usize| {
+            let Some(entry) = self.entries.get(&(source, id)) else { return 0 };
+            let all = entry.stored + entry.possible;
+            // What is back after a crash dies again, until its first death is on disk.
+            let deaths = match self.dies_by_itself(source, entry, until_ms) {
+                true => all * (1 + self.kills),
+                false => 0,
+            };
+            deaths + entry.rejects.min(all)
+        };
+        self.sources(queue).map(from).sum()
     }
 }

@@ -103,9 +103,11 @@ impl Round {
             report += &format!("  {:?}: {}\n", violation.kind, violation.what);
         }
         let log = self.node.log();
-        let tail: Vec<&str> = log.lines().rev().take(15).collect();
-        report += &format!("  kept in {}; its log ends:\n", self.node.keep().display());
-        tail.iter().rev().for_each(|line| report += &format!("    {line}\n"));
+        let is_bad = |line: &&str| line.contains(" ERROR ") || line.contains("panicked");
+        let bad = log.lines().filter(is_bad).take(5);
+        report += &format!("  kept in {}; its log:\n", self.node.keep().display());
+        let last = log.lines().skip(log.lines().count().saturating_sub(8));
+        bad.chain(last).for_each(|line| report += &format!("    {line}\n"));
         Err(Failed { violations, report })
     }
 
@@ -143,11 +145,12 @@ pub fn run(plan: &Plan, failure: Failure, seed: u64) -> Result<Tally, Failed> {
     round.node.start();
     declare(&round.node.address, plan);
     for number in 1..=plan.crashes {
+        let before = round.tally.crashes;
         let (mut wrong, logs, until_ms) = work(&mut round, plan);
         let sent = |event: &&Event| matches!(event, Event::Sent { .. });
         round.tally.messages += logs.iter().flatten().filter(sent).count() as u64;
         wrong.extend(ledger.absorb(&logs, until_ms));
-        ledger.crash();
+        ledger.crash((round.tally.crashes - before) as u32);
         round = look(round, plan, &mut ledger, wrong, number)?;
     }
     if plan.settle_ms > 0 {
@@ -159,10 +162,17 @@ pub fn run(plan: &Plan, failure: Failure, seed: u64) -> Result<Tally, Failed> {
 
 /// Reads everything out, and sees that nothing of it comes back.
 fn finish(mut round: Round, plan: &Plan, mut ledger: Ledger) -> Result<Tally, Failed> {
-    let log = drain(&mut round, plan, &ledger);
+    let log = match drain(&mut round, plan, &ledger) {
+        Ok(log) => log,
+        Err(refused) => {
+            round = round.fail_if(vec![refused], "at the end")?;
+            return Ok(round.tally);
+        }
+    };
     let mut wrong = ledger.absorb(&[log], now_ms());
+    let before = round.tally.crashes;
     wrong.extend(round.crash(0, || {}));
-    ledger.crash();
+    ledger.crash((round.tally.crashes - before) as u32);
     round = look(round, plan, &mut ledger, wrong, plan.crashes + 1)?;
     if !round.node.stop() {
         let what = "SIGTERM did not end it well".to_owned();
@@ -222,7 +232,10 @@ fn look(
         round = round.fail_if(wrong, &when)?;
     }
     let publisher = round.publisher();
-    let (found, log) = look_through(&round.node.address, ledger, publisher);
+    let (found, log) = match look_through(&round.node.address, ledger, publisher) {
+        Ok(looked) => looked,
+        Err(refused) => return round.fail_if(vec![refused], &when),
+    };
     round = round.fail_if(judge(ledger, &found), &when)?;
     ledger.rebase(&found, true);
     let wrong = ledger.absorb(&[log], now_ms());
@@ -260,7 +273,11 @@ const GETS: usize = 100;
 
 /// Looks through all queues without settling anything. The log has what it published so that the
 /// broker would write down who has seen what: into the first queue, the last one to be looked through.
-fn look_through(address: &str, ledger: &Ledger, publisher: u32) -> (Vec<Found>, Vec<Event>) {
+fn look_through(
+    address: &str,
+    ledger: &Ledger,
+    publisher: u32,
+) -> Result<(Vec<Found>, Vec<Event>), Violation> {
     let mut channel = Channel::confirming(address, publisher);
     let mut found = Vec::new();
     // Those that dead letters come from are looked through first, the first queue at the end.
@@ -273,13 +290,13 @@ fn look_through(address: &str, ledger: &Ledger, publisher: u32) -> (Vec<Found>, 
         let mut all = Vec::new();
         let ended_ms = take_all(&mut channel, &kind.name, |_, delivery, asked_ms| {
             all.push(seen(&delivery, asked_ms));
-        });
+        })?;
         found.push(Found { queue, seen: all, ended_ms });
     }
     channel.sync(&Route::to(&ledger.queues[0].name, 0)).expect("the broker stays");
     channel.session.close();
     found.sort_by_key(|found| found.queue);
-    (found, channel.log)
+    Ok((found, channel.log))
 }
 
 /// Waits, for a while, until the dead letters of the queues that were looked through have come.
@@ -303,7 +320,7 @@ fn take_all(
     channel: &mut Channel,
     queue: &str,
     mut each: impl FnMut(&mut Channel, crate::support::Delivery, u64),
-) -> u64 {
+) -> Result<u64, Violation> {
     loop {
         let asked_ms = now_ms();
         for _ in 0..GETS {
@@ -315,17 +332,20 @@ fn take_all(
             match channel.session.next(DEADLINE).expect("the broker stays") {
                 Some(Incoming::Message(delivery)) => each(channel, delivery, asked_ms),
                 Some(Incoming::Method(method)) if method.name == "basic.get-empty" => empty += 1,
-                other => panic!("{queue} is read, came {other:?}"),
+                other => {
+                    let what = format!("{queue} is read, came {other:?}");
+                    return Err(Violation::new(Kind::Refused, what));
+                }
             }
         }
         if empty > 0 {
-            return now_ms();
+            return Ok(now_ms());
         }
     }
 }
 
 /// Acknowledges everything, the first queue last, and makes sure that this is on disk.
-fn drain(round: &mut Round, plan: &Plan, ledger: &Ledger) -> Vec<Event> {
+fn drain(round: &mut Round, plan: &Plan, ledger: &Ledger) -> Result<Vec<Event>, Violation> {
     let publisher = round.publisher();
     let mut channel = Channel::confirming(&round.node.address, publisher);
     for (queue, kind) in ledger.queues.iter().enumerate().rev() {
@@ -335,10 +355,10 @@ fn drain(round: &mut Round, plan: &Plan, ledger: &Ledger) -> Vec<Event> {
             }
             let ack = format!("basic.ack delivery_tag={}", delivery.tag());
             channel.session.method(&ack).expect("the broker stays");
-        });
+        })?;
     }
     assert_eq!(plan.queues.len(), ledger.queues.len(), "a plan and its ledger");
     channel.sync(&Route::to(&ledger.queues[0].name, 0)).expect("the broker stays");
     channel.session.close();
-    channel.log
+    Ok(channel.log)
 }

@@ -11,9 +11,6 @@ use super::message::MessageId;
 /// How much later than due something may be seen, for the time that reading and waking take.
 const SLACK_MS: u64 = 25;
 
-/// How long after it was due a delayed message may be missing, on a machine with much to do.
-const LATE_MS: u64 = 1500;
-
 /// One message as it was found.
 #[derive(Clone, Debug)]
 pub struct Seen {
@@ -140,13 +137,17 @@ impl<'a> Judge<'a> {
     /// Whether time may have taken the message away, or not brought it yet.
     fn may_be_missing(&self, queue: usize, entry: &Entry, ended_ms: u64) -> bool {
         let expires = entry.expires_ms(&self.ledger.queues[queue]);
-        let is_delayed = entry.sort.delay_ms.is_some() && ended_ms < entry.due_ms().1 + LATE_MS;
-        is_delayed || expires.is_some_and(|(earliest, _)| earliest <= ended_ms + SLACK_MS)
+        let has_expired = expires.is_some_and(|(earliest, _)| earliest <= ended_ms + SLACK_MS);
+        has_expired || entry.may_be_delayed(ended_ms)
     }
 
     /// How many copies that are not in a queue any more must have gone where its dead letters go.
     fn must_have_left(&self, source: usize, id: MessageId, ended_ms: u64) -> u32 {
         let Some(entry) = self.ledger.entries.get(&(source, id)) else { return 0 };
+        if !entry.sort.persistent {
+            // A quorum queue keeps it, where it goes may not.
+            return 0;
+        }
         let stays = entry.stored.saturating_sub(entry.acks);
         let missing = stays.saturating_sub(self.times(source, id));
         missing.min(self.ledger.may_have_left(source, id, ended_ms))

@@ -52,7 +52,7 @@ fn synced() -> [Event; 2] {
 fn crashed(queues: Vec<Queue>, log: Vec<Event>) -> Ledger {
     let mut ledger = Ledger::new(queues);
     assert_eq!(ledger.absorb(&[log], CRASH_MS), []);
-    ledger.crash();
+    ledger.crash(1);
     ledger
 }
 
@@ -249,7 +249,11 @@ fn time_goes_on_while_the_broker_is_down() {
     // An expired message is a dead letter where there is a place for them.
     let ledger = crashed(queues(), vec![sent_as(1, lives(500), None), confirmed(1)]);
     let gone = |d: Vec<Seen>| [found(Q, vec![]), found(DEAD, d)];
-    reports(&ledger, &gone(vec![dead(1, "q", "expired")]), &[]);
+    let buried = || dead(1, "q", "expired");
+    reports(&ledger, &gone(vec![buried()]), &[]);
+    // It may have died before the crash and once more after it.
+    reports(&ledger, &gone(vec![buried(), buried()]), &[]);
+    reports(&ledger, &gone(vec![buried(), buried(), buried()]), &[Kind::Duplicated]);
     reports(&ledger, &gone(vec![]), &[Kind::Lost]);
 }
 
@@ -268,6 +272,9 @@ fn delayed_messages_come_once_and_in_time() {
     ledger.rebase(&at(1100, 1101, vec![]), false);
     reports(&ledger, &at(4000, 4001, vec![seen(1)]), &[]);
     reports(&ledger, &at(4000, 4001, vec![]), &[Kind::Lost]);
+    // It is due, and may be late.
+    ledger.rebase(&at(2200, 2201, vec![]), false);
+    reports(&ledger, &at(4000, 4001, vec![seen(1)]), &[]);
     ledger.rebase(&at(4000, 4001, vec![seen(1)]), false);
     reports(&ledger, &at(9000, 9001, vec![seen(1), seen(1)]), &[Kind::Duplicated]);
 }
@@ -329,7 +336,7 @@ fn a_transaction_is_there_as_a_whole_or_not_at_all() {
 fn what_was_found_once_must_stay_as_it_was() {
     let mut ledger = five(&[sent(6), sent(7)]);
     ledger.rebase(&[found(Q, numbers(&[1, 2, 3, 4, 5, 6])), found(DEAD, vec![])], true);
-    ledger.crash();
+    ledger.crash(1);
     let all = || (1..=6).map(again).collect::<Vec<_>>();
     let swap = |a, b| {
         let mut all = all();
