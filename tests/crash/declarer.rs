@@ -23,7 +23,8 @@ struct Declarer {
     sent: u32,
 }
 
-/// Runs clients that declare and delete, over some crashes.
+/// Runs clients that declare and delete, over some crashes. RabbitMQ 3.10.8 brings deleted queues
+/// back.
 pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
     let mut round = Round::new(failure, "", seed);
     round.node.start();

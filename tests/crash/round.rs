@@ -271,8 +271,8 @@ fn look_for_queues(address: &str, plan: &Plan) -> Vec<Violation> {
 /// Gets so many messages in one go.
 const GETS: usize = 100;
 
-/// Looks through all queues without settling anything. The log has what it published so that the
-/// broker would write down who has seen what: into the first queue, the last one to be looked through.
+/// Looks through all queues without settling anything. The log has what it published at the end,
+/// to the first queue, so that the broker would write down who has seen what.
 fn look_through(
     address: &str,
     ledger: &Ledger,
@@ -280,7 +280,7 @@ fn look_through(
 ) -> Result<(Vec<Found>, Vec<Event>), Violation> {
     let mut channel = Channel::confirming(address, publisher);
     let mut found = Vec::new();
-    // Those that dead letters come from are looked through first, the first queue at the end.
+    // Those that dead letters come from are looked through first.
     let sources = |queue: &usize| ledger.sources(*queue).count();
     let mut order: Vec<usize> = (0..ledger.queues.len()).rev().collect();
     order.sort_by_key(sources);
