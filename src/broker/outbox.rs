@@ -273,7 +273,8 @@ impl Outbox {
             let (channels, out) = (&mut state.channels, &mut state.out.buffer);
             state.confirming.retain(|number| {
                 let channel = &mut channels[usize::from(*number)];
-                while let Some((_, answer)) = channel.waiting.pop_front_if(|(on, _)| *on <= ticket)
+                while channel.waiting.front().is_some_and(|(on, _)| *on <= ticket)
+                    && let Some((_, answer)) = channel.waiting.pop_front()
                 {
                     match outcome {
                         Outcome::Durable => channel.answer(out, *number, &answer),

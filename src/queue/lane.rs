@@ -260,8 +260,8 @@ impl Lane {
         debug_assert!(message.seq < self.cursor_seq, "only what was taken comes back");
         let returns = message.returns.saturating_add(1);
         let Taken { seq, location, body_len, cost, .. } = message;
-        if self.durability.is_some() && self.head(location).stored {
-            let durability = self.durability.as_mut().expect("asked above");
+        let is_stored = self.head(location).stored;
+        if let Some(durability) = self.durability.as_mut().filter(|_| is_stored) {
             durability.note_return(seq.0, returns);
         }
         let back = ReturnedMessage { location, body_len, cost, returns };

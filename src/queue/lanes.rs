@@ -150,7 +150,8 @@ impl Lanes {
         self.lane_mut(place.lane).bury(place);
     }
 
-    /// Whether the next message is not here.
+    /// Whether the next message is not here; for tests.
+    #[cfg(any(test, debug_assertions))]
     pub(super) fn is_head_absent(&self) -> bool {
         self.lane(self.next()).is_head_absent()
     }

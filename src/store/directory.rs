@@ -18,7 +18,9 @@ const SYNCED_FILE: &str = "synced";
 const ENGINE_DIRECTORY: &str = "rocksdb";
 
 /// Each leads from one format to the next, the first one from format 1.
-const MIGRATIONS: &[fn(&Path) -> Result<(), StoreError>] = &[];
+const MIGRATIONS: &[Migration] = &[];
+
+type Migration = fn(&Path) -> Result<(), StoreError>;
 
 /// The version of the layout that this program writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = MIGRATIONS.len() as u32 + 1;

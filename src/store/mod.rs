@@ -92,6 +92,9 @@ impl Space {
     }
 }
 
+/// A key of a space and its value.
+pub(crate) type Entry = (Vec<u8>, Vec<u8>);
+
 /// A new value of a key; without one, the key is deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
@@ -348,7 +351,7 @@ impl Store {
     }
 
     /// All keys and values of a space, in the order of keys.
-    pub(crate) fn entries(&self, space: Space) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+    pub(crate) fn entries(&self, space: Space) -> Result<Vec<Entry>, StoreError> {
         read::entries(&*self.shared.engine, space.table())
     }
 

@@ -14,7 +14,7 @@ use super::batch::Table;
 use super::engine::{Engine, ReadError};
 use super::keys;
 use super::run_value::{BodyPlace, RunValue, StoredSpan};
-use super::{Chunk, StoreError, StoredRun};
+use super::{Chunk, Entry, StoreError, StoredRun};
 
 /// The end of every key.
 const KEYS_END: [u8; 32] = [0xff; 32];
@@ -50,10 +50,7 @@ pub(super) fn heads(
 }
 
 /// All keys and values of a table, in the order of keys.
-pub(super) fn entries(
-    engine: &dyn Engine,
-    table: Table,
-) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+pub(super) fn entries(engine: &dyn Engine, table: Table) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
     engine.scan(table, &[]..&KEYS_END, &mut |key, value| {
         entries.push((key.to_vec(), value.to_vec()));

@@ -131,7 +131,12 @@ impl Node {
         let key = b"the tests'".to_vec();
         let all = self.store().change(vec![Change { space: Space::Definitions, key, value: None }]);
         let (done, waited) = mpsc::channel();
-        self.store().when_durable(all, Box::new(move |outcome| drop(done.send(outcome))));
+        self.store().when_durable(
+            all,
+            Box::new(move |outcome| {
+                let _ = done.send(outcome);
+            }),
+        );
         assert_eq!(waited.recv(), Ok(Outcome::Durable));
     }
 

@@ -360,7 +360,7 @@ fn arb_step() -> impl Strategy<Value = Step> {
     let flags = (any::<bool>(), any::<bool>());
     let pair = (name.clone(), other);
     prop_oneof![
-        (name.clone(), flags.clone()).prop_map(|(name, (durable, auto_delete))| {
+        (name.clone(), flags).prop_map(|(name, (durable, auto_delete))| {
             Step::Exchange { name, durable, auto_delete }
         }),
         (name.clone(), flags)
