@@ -31,7 +31,7 @@ const THREADS_TIMEOUT: Duration = Duration::from_millis(250);
 
 const EXAMPLES: &str = "\
 Examples:
-  leveret                                        serve on port 5672, keep identity in ./data
+  leveret                                        serve on port 5672, keep everything in ./data
   leveret --config config/leveret.toml           with settings from a file
   leveret --no-store --amqp-listen 127.0.0.1:0 --ready-file ready.json
                                                  for a test: no disk, any free port
@@ -69,13 +69,13 @@ struct ServeArguments {
     /// Read settings from this TOML file; config/leveret.toml documents them all
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keep the node's identity and lock in this directory [default: ./data]
+    /// Keep what must survive in this directory [default: ./data]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
     /// Listen for AMQP clients here; may be repeated, port 0 picks a free port [default: [::]:5672]
     #[arg(long, value_name = "ADDR:PORT", value_parser = parse_address)]
     amqp_listen: Vec<SocketAddr>,
-    /// Touch no disk: no data directory is made or used
+    /// Touch no disk: nothing survives the broker
     #[arg(long, conflicts_with = "data_dir")]
     no_store: bool,
     /// Once clients can connect, write a JSON object with pid, addresses and version to this
