@@ -30,6 +30,8 @@ pub struct Drive {
     pub(crate) records: Records,
     /// What the store was given in this drive is durable when this is.
     pub(crate) ticket: Ticket,
+    /// Whether that has messages.
+    pub(crate) stores: bool,
     /// Writers and paced readers to wake when no lock is held.
     pub(crate) wakes: Vec<Waker>,
     /// Deleted queues, to be freed when no lock is held.
@@ -89,6 +91,11 @@ impl Drive {
             queue.leave_dead_letters(&mut self.wakes);
             self.buriers.pop_front();
         }
+    }
+
+    /// Whether messages were handed over to the store since the last call.
+    pub(crate) fn take_stores(&mut self) -> bool {
+        std::mem::take(&mut self.stores)
     }
 
     /// Notes that something was handed over to the store.

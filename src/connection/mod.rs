@@ -247,6 +247,7 @@ impl Connection {
         self.refresh_routes();
         // What others have left to the store is not this connection's to wait for.
         worker.drive.take_ticket();
+        worker.drive.take_stores();
         let (mut consumed, next) = self.take_frames(bytes, worker);
         self.commit(bytes, worker);
         worker.drive.publish_dead_letters();

@@ -356,7 +356,8 @@ impl Connection {
         let ticket = worker.drive.take_ticket();
         let store = self.broker.store();
         let store = store.filter(|store| !store.is_durable(ticket));
-        self.has_stored |= store.is_some();
+        // Whoever consumes is never held back: that makes room.
+        self.has_stored |= worker.drive.take_stores();
         worker.rejected.sort_unstable();
         let rejected = &worker.rejected;
         let was_rejected = |one: &Refusable| rejected.binary_search(&one.token).is_ok();

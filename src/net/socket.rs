@@ -252,16 +252,7 @@ impl Reader {
 
     /// Waits until the store has caught up, or the connection is to end.
     async fn until_room(&self) {
-        let stop = self.stop.clone();
-        self.connection.liveness().set_reading(false, now());
-        std::future::poll_fn(|context| {
-            if stop.poll_asked(context) || stop.take_nudge() {
-                return Poll::Ready(());
-            }
-            self.connection.poll_room(context)
-        })
-        .await;
-        self.connection.liveness().set_reading(true, now());
+        self.wait_until(|context| self.connection.poll_room(context)).await;
     }
 
     /// Waits until the connection's reply may be sent, or it has to look at something else.
@@ -271,38 +262,36 @@ impl Reader {
             // Nobody listens any more when the connection has ended first.
             let _ = stored.send(());
         });
-        self.connection.liveness().set_reading(false, now());
-        std::future::poll_fn(|context| {
-            if self.stop.poll_asked(context) || self.stop.take_nudge() {
-                return Poll::Ready(());
-            }
-            Pin::new(&mut waited).poll(context).map(drop)
-        })
-        .await;
-        self.connection.liveness().set_reading(true, now());
+        self.wait_until(|context| Pin::new(&mut waited).poll(context).map(drop)).await;
     }
 
     /// Waits until no alarm is set, or the client is gone.
     async fn until_unblocked(&self) {
-        let (alarms, stop) = (self.connection.alarms().clone(), self.stop.clone());
+        let alarms = self.connection.alarms().clone();
         let Some(reason) = alarms.reason() else { return };
-        self.connection.liveness().set_reading(false, now());
         worker::with(|lent| self.connection.notify_blocked(Some(reason), &mut lent.worker));
+        self.wait_until(|context| alarms.poll_clear(context)).await;
+        worker::with(|lent| self.connection.notify_blocked(None, &mut lent.worker));
+    }
+
+    /// Waits, and does not read meanwhile. Ends before its time when the client is gone, or when
+    /// something has happened to the connection that it has to look at.
+    async fn wait_until(&self, mut is_ready: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+        self.connection.liveness().set_reading(false, now());
         loop {
-            let clear = std::future::poll_fn(|context| {
-                if stop.poll_asked(context) { Poll::Ready(()) } else { alarms.poll_clear(context) }
+            let ready = std::future::poll_fn(|context| {
+                if self.stop.poll_asked(context) { Poll::Ready(()) } else { is_ready(context) }
             });
-            if timeout(BLOCKED_LOOK, clear).await.is_ok() {
+            if timeout(BLOCKED_LOOK, ready).await.is_ok() {
                 break;
             }
             if self.is_peer_gone().await {
-                stop.ask();
+                self.stop.ask();
             }
             if self.connection.is_expelled() || self.connection.outbox().has_closed_channels() {
                 break;
             }
         }
-        worker::with(|lent| self.connection.notify_blocked(None, &mut lent.worker));
         self.connection.liveness().set_reading(true, now());
     }
 

@@ -54,6 +54,7 @@ impl QueueCell {
         if let Some(store) = &self.store {
             state.queue.hand_over(&mut drive.records);
             if !drive.records.is_empty() && !state.gone {
+                drive.stores |= !drive.records.runs.is_empty();
                 let ticket = store.submit(self.id.0, &mut drive.records);
                 state.queue.handed_over(ticket.group());
                 drive.await_store(ticket);
