@@ -260,7 +260,7 @@ impl Lane {
         debug_assert!(message.seq < self.cursor_seq, "only what was taken comes back");
         let returns = message.returns.saturating_add(1);
         let Taken { seq, location, body_len, cost, .. } = message;
-        let is_stored = self.head(location).stored;
+        let is_stored = self.durability.is_some() && self.head(location).stored;
         if let Some(durability) = self.durability.as_mut().filter(|_| is_stored) {
             durability.note_return(seq.0, returns);
         }

@@ -9,6 +9,11 @@
 //! was published. What is overdue, and when the queue wants to be looked at again, is held against
 //! what is really due.
 //!
+//! A durable queue runs against the same reference, which is told what is in memory and what is not,
+//! and against a plain store (`kept`) that takes in what the queue hands over. Memory is as small as
+//! the history says, so that messages leave it and come back; groups are written late or lost; and
+//! the broker dies, after which both go on with what the store has.
+//!
 //! Runs are repeatable: the seed is fixed, and a failure prints the shortest history found. To look
 //! further than `cargo test` does:
 //!
@@ -18,7 +23,9 @@
 
 mod driver;
 mod history;
+mod kept;
 mod reference;
+mod storage;
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -26,7 +33,10 @@ use proptest::test_runner::RngSeed;
 use super::{DROPS_MAX, EXPIRIES_MAX, Kind, Overflow, Reason, Settings};
 use crate::clock::Millis;
 use driver::Driver;
-use history::{ConsumerPick, History, Payload, Pick, Settlement, Step, Subscription, arb_history};
+use history::{
+    ConsumerPick, DurableHistory, History, Payload, Pick, Settlement, Step, StoreStep,
+    Subscription, arb_durable_history, arb_history,
+};
 use reference::Reference;
 
 /// When histories begin; an even number (see [`History::with_credit_alone`]).
@@ -34,6 +44,9 @@ const START: Millis = Millis(1_000_000);
 
 /// Histories for each property; takes a few seconds in a release build.
 const CASES: u32 = 1500;
+
+/// More loads in a row than any history needs.
+const LOADS_MAX: usize = 2000;
 
 /// A step whose deliveries and consumers are named: see [`Driver::resolve`].
 #[derive(Clone, Debug)]
@@ -59,6 +72,16 @@ enum Command {
         is_due: bool,
     },
     Configure(Settings),
+    /// Dead letters have arrived.
+    Bury(Vec<usize>),
+    /// Messages may have been taken into memory.
+    Load,
+    /// The broker has died and started again. What `commands` have led to since it was started
+    /// before lasts: the messages with these numbers, which came back so often at least.
+    Crash {
+        commands: usize,
+        stored: Vec<(usize, u32)>,
+    },
 }
 
 /// What a batch does, one after the other.
@@ -82,6 +105,8 @@ struct Outcome {
     dead: Vec<(usize, Reason)>,
     /// The message that `basic.get` brought, how often it came back, and what settles it.
     got: Option<(usize, u32, Option<usize>)>,
+    /// What `basic.get` is to bring is not in memory.
+    is_absent: bool,
     purged: usize,
     counts: Counts,
 }
@@ -112,6 +137,7 @@ impl Outcome {
         self.exhausted.append(&mut next.exhausted);
         self.dead.append(&mut next.dead);
         self.got = self.got.or(next.got);
+        self.is_absent |= next.is_absent;
         self.purged += next.purged;
         self.counts = next.counts;
     }
@@ -144,6 +170,11 @@ proptest! {
         run(&history);
     }
 
+    #[test]
+    fn a_durable_queue_does_too_and_survives_crashes(history in arb_durable_history()) {
+        Pair::new(&history).run(&history);
+    }
+
     /// Publishing message by message leads to the very same deliveries as publishing in batches,
     /// but for what [`History::with_batches_of_no_account`] leaves out.
     #[test]
@@ -168,11 +199,82 @@ fn run(history: &History) {
     for step in history.steps.iter().chain(&last) {
         let Some(command) = driver.resolve(step) else { continue };
         let outcome = driver.apply(&command);
-        assert_eq!(outcome, reference.apply(&command), "{command:?}");
+        assert_eq!(outcome, reference.apply(&command, &[]), "{command:?}");
         driver.check(|message| reference.holds(message));
         reference.check_deadline(driver.next_deadline(), &command);
     }
     driver.check_empty();
+}
+
+/// A durable queue and its reference.
+struct Pair {
+    driver: Driver,
+    reference: Reference,
+    counts: Counts,
+}
+
+impl Pair {
+    fn new(durable: &DurableHistory) -> Self {
+        let History { settings, gate_limit, .. } = &durable.history;
+        let driver = Driver::durable(settings.clone(), *gate_limit, START, durable.conditions);
+        let reference = Reference::durable(settings.clone(), *gate_limit, START);
+        Self { driver, reference, counts: Counts::default() }
+    }
+
+    /// Runs a history, takes out or purges what is left, and starts again with nothing.
+    fn run(mut self, durable: &DurableHistory) {
+        durable.history.steps.iter().for_each(|step| self.step(step));
+        if !durable.is_drained {
+            self.step(&Step::Purge);
+        }
+        self.step(&Step::SettleAll(Settlement::Done));
+        while self.counts.ready + self.counts.unsettled > 0 {
+            let before = self.counts;
+            self.load(true);
+            self.step(&Step::Get { no_ack: true });
+            self.step(&Step::SettleAll(Settlement::Done));
+            assert!(before != self.counts, "nothing more can be taken out");
+        }
+        while self.driver.has_dead_letters() {
+            self.step(&Step::Store(StoreStep::Bury(u8::MAX)));
+        }
+        self.driver.forget_fetched();
+        self.driver.check_empty();
+        self.step(&Step::Store(StoreStep::Crash { lost: 0 }));
+        assert_eq!(self.counts, Counts::default());
+        self.driver.check_empty();
+    }
+
+    fn step(&mut self, step: &Step) {
+        self.step_once(step);
+        if self.driver.is_eager() {
+            self.load(false);
+        }
+    }
+
+    /// Loads until nothing is wanted.
+    fn load(&mut self, at_once: bool) {
+        let step = Step::Store(StoreStep::Load { at_once });
+        for _ in 0..LOADS_MAX {
+            if !self.step_once(&step) {
+                return;
+            }
+        }
+        panic!("what was loaded is wanted again and again");
+    }
+
+    /// Whether the step meant anything.
+    fn step_once(&mut self, step: &Step) -> bool {
+        let Some(command) = self.driver.resolve(step) else { return false };
+        let reachable = self.driver.reachable();
+        let outcome = self.driver.apply(&command);
+        self.counts = outcome.counts;
+        assert_eq!(outcome, self.reference.apply(&command, &reachable), "{command:?}");
+        self.driver.check(|message| self.reference.holds(message));
+        self.driver.check_storage(&self.reference);
+        self.reference.check_deadline(self.driver.next_deadline(), &command);
+        true
+    }
 }
 
 /// Runs a history as it is, and with each publish in a batch of its own; with `settlements`, each

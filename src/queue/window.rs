@@ -451,6 +451,15 @@ impl Queue {
         });
         reachable.collect()
     }
+
+    /// Checks that nothing is remembered of a queue in which nothing is left.
+    pub(super) fn check_all_is_settled(&self) {
+        for lane in self.lanes.all() {
+            let watermark = lane.durability.as_ref().map(|kept| kept.watermark());
+            assert!(watermark.is_none_or(|it| it == lane.next_seq), "{lane:?}");
+            assert_eq!((lane.absent, lane.large), (0, 0));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -12,14 +12,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 
 use crate::clock::Millis;
-use crate::codec::properties::{CONTENT_TYPE, EXPIRATION, MESSAGE_ID, PRIORITY, is_well_formed};
+use crate::codec::properties::{
+    CONTENT_TYPE, DELIVERY_MODE, EXPIRATION, MESSAGE_ID, PRIORITY, is_well_formed,
+};
 use crate::queue::segment::SMALL_SEGMENT_BYTES;
 use crate::queue::{
-    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, NotYet, Origin, Overdue,
-    Pass, Queue, SHARED_BODY_MIN, Settings, Slot,
+    Body, ConsumerKey, ConsumerSpec, Content, Delivery, Effects, Gate, Kind, NotYet, Origin,
+    Overdue, Pass, Place, Queue, SHARED_BODY_MIN, Settings, Slot,
 };
 
-use super::history::{ConsumerPick, Payload, Pick, Settlement, Step, Subscription};
+use super::history::{
+    Conditions, ConsumerPick, Payload, Pick, Settlement, Step, StoreStep, Subscription,
+};
+use super::reference::Reference;
+use super::storage::Storage;
 use super::{Command, Counts, Delivered, Operation, Outcome};
 
 /// What the table of unsettled messages may keep when it is empty.
@@ -52,6 +58,7 @@ struct Sample {
     header: Vec<u8>,
     body: Bytes,
     priority: Option<u8>,
+    is_persistent: bool,
     expires_at: Option<u64>,
     times_delivered: u32,
 }
@@ -72,6 +79,7 @@ impl Sample {
             header,
             body,
             priority: payload.priority,
+            is_persistent: payload.persistent,
             expires_at: ttl_ms.map(|ttl_ms| now.0 + ttl_ms),
             times_delivered: 0,
         }
@@ -101,6 +109,7 @@ fn header(seed: u8, payload: &Payload) -> Vec<u8> {
     let expiration = expiration.map(|text| [&[text.len() as u8], text.as_bytes()].concat());
     let values = [
         (CONTENT_TYPE, (text_flag == CONTENT_TYPE).then(|| text.clone())),
+        (DELIVERY_MODE, payload.persistent.then(|| vec![2])),
         (PRIORITY, payload.priority.map(|priority| vec![priority])),
         (EXPIRATION, expiration),
         (MESSAGE_ID, (text_flag == MESSAGE_ID).then_some(text)),
@@ -155,6 +164,8 @@ pub(super) struct Driver {
     /// By the number of the delivery, the settled ones included.
     slots: Vec<Slot>,
     outstanding: Vec<Outstanding>,
+    /// Of a durable queue.
+    storage: Option<Box<Storage>>,
 }
 
 impl Driver {
@@ -168,7 +179,31 @@ impl Driver {
             members: Vec::new(),
             slots: Vec::new(),
             outstanding: Vec::new(),
+            storage: None,
         }
+    }
+
+    pub(super) fn durable(
+        settings: Settings,
+        gate_limit: u32,
+        now: Millis,
+        conditions: Conditions,
+    ) -> Self {
+        Self {
+            queue: Queue::with_store(settings.clone(), true),
+            storage: Some(Box::new(Storage::new(conditions))),
+            ..Self::new(settings, gate_limit, now)
+        }
+    }
+
+    /// Whether everything that is wanted is to be loaded at once.
+    pub(super) fn is_eager(&self) -> bool {
+        self.storage.as_ref().is_some_and(|storage| storage.conditions.is_eager)
+    }
+
+    /// See [`Reference::apply`].
+    pub(super) fn reachable(&self) -> Vec<(u8, usize)> {
+        self.queue.reachable()
     }
 
     /// What a step means at this moment; `None` when there is nothing that it could mean. A tick
@@ -187,9 +222,11 @@ impl Driver {
                 }
                 Command::Commit(all)
             }
-            Step::Burst { count, priority, expiration_ms } => {
+            Step::Burst { count, priority, expiration_ms, persistent } => {
                 let (priority, expiration_ms) = (*priority, *expiration_ms);
-                let payload = Payload { body_len: 8, priority, expiration_ms, ..Payload::SMALL };
+                let persistent = *persistent;
+                let payload =
+                    Payload { body_len: 8, priority, expiration_ms, persistent, ..Payload::SMALL };
                 Command::Commit(vec![Operation::Publish(payload); usize::from(*count)])
             }
             Step::SettleAll(settlement) => {
@@ -224,7 +261,65 @@ impl Driver {
                 };
                 (*now != settings).then_some(Command::Configure(settings))?
             }
+            Step::Store(step) => self.resolve_store_step(*step)?,
         })
+    }
+
+    /// What is read is taken in here, and what a crash takes is gone.
+    fn resolve_store_step(&mut self, step: StoreStep) -> Option<Command> {
+        let storage = self.storage.as_mut()?;
+        Some(match step {
+            StoreStep::Conditions(conditions) => {
+                storage.conditions = conditions;
+                return None;
+            }
+            StoreStep::Load { at_once } => {
+                let loaded = storage.read(&self.queue, at_once)?;
+                assert_eq!(self.queue.install(loaded), 0, "nothing is lost");
+                Command::Load
+            }
+            StoreStep::Fetch { at_once } => {
+                let loaded = storage.read(&self.queue, at_once)?;
+                storage.fetched.push_back(loaded);
+                return None;
+            }
+            StoreStep::Install => {
+                let loaded = storage.fetched.pop_front()?;
+                assert_eq!(self.queue.install(loaded), 0, "nothing is lost");
+                Command::Load
+            }
+            StoreStep::Bury(count) => {
+                let dying = storage.dying.iter().take(count.into());
+                Command::Bury(dying.map(|(message, _)| *message).collect())
+            }
+            StoreStep::Crash { lost } => {
+                let commands = storage.crash(lost.into());
+                Command::Crash { commands, stored: self.restart() }
+            }
+        })
+    }
+
+    /// Makes another queue of what the store has. Answers the numbers of its messages, and how
+    /// often each came back.
+    fn restart(&mut self) -> Vec<(usize, u32)> {
+        let storage = self.storage.as_ref().expect("only what is durable is restarted");
+        let mut stored: Vec<(usize, u32)> = Vec::new();
+        for (_, returns, message) in storage.kept.unsettled() {
+            let number = recognise(&self.samples, &message.content(0));
+            self.samples[number].times_delivered = returns;
+            stored.push((number, returns));
+        }
+        stored.sort_unstable();
+        let heads: Vec<_> = storage.kept.heads.values().copied().collect();
+        self.queue = Queue::with_store(self.queue.settings().clone(), true);
+        self.queue.restore(&heads);
+        self.effects = Effects::default();
+        let limit = self.gate.limit;
+        self.gate = Arc::new(SharedLimit { limit, used: AtomicU32::new(0) });
+        self.members.clear();
+        self.slots.clear();
+        self.outstanding.clear();
+        stored
     }
 
     /// The deliveries that are overdue, in the order in which they were made.
@@ -298,6 +393,11 @@ impl Driver {
                 self.queue.configure(settings.clone(), self.now);
                 self.dispatch(0, out);
             }
+            Command::Bury(messages) => self.bury(messages),
+            Command::Load | Command::Crash { .. } => self.dispatch(0, out),
+        }
+        if let Some(storage) = &mut self.storage {
+            storage.keep(&mut self.queue, &mut self.effects);
         }
         outcome.counts = Counts {
             ready: self.queue.ready(),
@@ -311,6 +411,13 @@ impl Driver {
     /// Whether a tick is due at once.
     pub(super) fn is_behind(&self) -> bool {
         self.queue.next_deadline().is_some_and(|at| at <= self.now)
+    }
+
+    fn bury(&mut self, messages: &[usize]) {
+        let Some(storage) = &mut self.storage else { return };
+        let arrived = storage.dying.extract_if(.., |(message, _)| messages.contains(message));
+        let places: Vec<Place> = arrived.map(|(_, place)| place).collect();
+        self.queue.bury(&places);
     }
 
     fn subscribe(&mut self, subscription: Subscription) {
@@ -430,7 +537,17 @@ impl Driver {
             self.encode(&delivery, first, out);
         }
         for dead in &self.effects.dead {
-            out.dead.push((self.message(dead.origin, first), dead.reason));
+            let message = self.message(dead.origin, first);
+            out.dead.push((message, dead.reason));
+            if let (Origin::Stored(at), Some(storage)) = (dead.origin, &mut self.storage) {
+                let is_quorum = self.queue.settings().kind == Kind::Quorum;
+                let place = self.queue.place(at);
+                assert_eq!(place.is_some(), self.samples[message].is_persistent || is_quorum);
+                storage.dying.extend(place.map(|place| (message, place)));
+            }
+        }
+        if let Some(storage) = self.storage.as_mut().filter(|_| !self.effects.dead.is_empty()) {
+            storage.take(&mut self.queue);
         }
         self.queue.finish(&mut self.effects);
         assert!(self.effects.is_idle() || !self.effects.exhausted.is_empty());
@@ -457,7 +574,11 @@ impl Driver {
             match self.queue.get(no_ack, self.now, &mut self.effects) {
                 Ok(got) => break got?,
                 Err(NotYet::Behind) => self.hand_over(0, out),
-                Err(NotYet::Absent) => unreachable!("there is no store"),
+                Err(NotYet::Absent) => {
+                    assert!(self.queue.wanted_at_once().is_some(), "it is to be read");
+                    out.is_absent = true;
+                    return None;
+                }
             }
             self.effects.end_drive();
         };
@@ -518,8 +639,23 @@ impl Driver {
         let used = self.gate.used.load(Ordering::Relaxed);
         assert!(self.gate.limit == 0 || used <= self.gate.limit, "{used} went through the gate");
         for (number, sample) in self.samples.iter().enumerate().filter(|(_, it)| it.is_shared()) {
-            assert_eq!(!sample.body.is_unique(), holds(number), "the body of message {number}");
+            let is_held = !sample.body.is_unique();
+            // That of a durable queue may be in the store only.
+            let is_right = if self.storage.is_some() {
+                holds(number) || !is_held
+            } else {
+                holds(number) == is_held
+            };
+            assert!(is_right, "the body of message {number}");
         }
+    }
+
+    /// Checks what a durable queue has told the store, and what it wants of it.
+    pub(super) fn check_storage(&self, reference: &Reference) {
+        let storage = self.storage.as_ref().expect("only what is durable is checked");
+        reference.check_heads(&storage.heads);
+        let dying = storage.dying.iter().map(|(message, _)| *message);
+        reference.check_waiting(self.queue.wanted().is_some(), dying);
     }
 
     /// Checks that a queue in which nothing is left has let go of everything, but for a small
@@ -534,5 +670,20 @@ impl Driver {
         assert!(memory <= memory_max, "an empty queue holds {memory} bytes");
         let mut shared = self.samples.iter().filter(|sample| sample.is_shared());
         assert!(shared.all(|sample| sample.body.is_unique()));
+        self.queue.check_all_is_settled();
+        let Some(storage) = &self.storage else { return };
+        assert!(storage.dying.is_empty());
+        assert!(storage.fetched.is_empty() && storage.kept.are_bodies_unique());
+    }
+
+    pub(super) fn has_dead_letters(&self) -> bool {
+        self.storage.as_ref().is_some_and(|storage| !storage.dying.is_empty())
+    }
+
+    /// Forgets what was read and not taken in.
+    pub(super) fn forget_fetched(&mut self) {
+        if let Some(storage) = &mut self.storage {
+            storage.fetched.clear();
+        }
     }
 }

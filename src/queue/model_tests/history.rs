@@ -1,4 +1,5 @@
-//! Random histories: what publishers, consumers, channels and operators may do to one queue.
+//! Random histories: what publishers, consumers, channels and operators may do to one queue, and
+//! what a store and a crash may do to a durable one.
 //!
 //! Owns the shape of a history and how likely each step is. Steps name deliveries and consumers by
 //! small numbers that are resolved when they run, so that a history stays meaningful when proptest
@@ -19,6 +20,61 @@ pub(super) struct History {
     pub(super) steps: Vec<Step>,
 }
 
+/// The life of one durable queue.
+#[derive(Clone, Debug)]
+pub(super) struct DurableHistory {
+    pub(super) history: History,
+    /// As it begins.
+    pub(super) conditions: Conditions,
+    /// Whether what is left is taken out one by one, rather than purged.
+    pub(super) is_drained: bool,
+}
+
+/// How the store, and what drives the queue, behave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Conditions {
+    /// The memory that the queue may take (bytes).
+    pub(super) budget: usize,
+    /// Commands whose effects are written as one group.
+    pub(super) group_commands: u8,
+    /// Groups that wait to be written.
+    pub(super) lag: u8,
+    /// About so much is read at once (bytes).
+    pub(super) chunk: usize,
+    /// The longest run that is read (messages).
+    pub(super) run_max: u8,
+    /// With so many messages before those that are wanted a run may begin.
+    pub(super) early: u8,
+    /// Where a chunk ends: see `Kept::read`.
+    pub(super) late: u8,
+    /// Whether the store drops what is settled as soon as it hears of it.
+    pub(super) is_tidy: bool,
+    /// Whether everything that is wanted is loaded at once.
+    pub(super) is_eager: bool,
+}
+
+/// What happens between a durable queue and its store.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum StoreStep {
+    Conditions(Conditions),
+    /// What is wanted is read and taken in; with `at_once`, also what nobody waits for.
+    Load {
+        at_once: bool,
+    },
+    /// What is wanted is read, to be taken in later.
+    Fetch {
+        at_once: bool,
+    },
+    /// What was read first is taken in.
+    Install,
+    /// So many dead letters have arrived where they go.
+    Bury(u8),
+    /// The broker dies and starts again. So many of the groups that were not written are lost.
+    Crash {
+        lost: u8,
+    },
+}
+
 /// One thing that happens to the queue.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
@@ -33,6 +89,7 @@ pub(super) enum Step {
         count: u16,
         priority: Option<u8>,
         expiration_ms: Option<u64>,
+        persistent: bool,
     },
     SettleAll(Settlement),
     Subscribe(Subscription),
@@ -56,6 +113,8 @@ pub(super) enum Step {
     Tick,
     /// Another policy takes effect. The queue keeps its structure.
     Configure(Settings),
+    /// Means something to durable queues only.
+    Store(StoreStep),
 }
 
 /// What becomes of a delivered message.
@@ -97,11 +156,19 @@ pub(super) struct Payload {
     pub(super) text_len: u8,
     pub(super) priority: Option<u8>,
     pub(super) expiration_ms: Option<u64>,
+    /// Whether a durable queue keeps it.
+    pub(super) persistent: bool,
 }
 
 impl Payload {
-    pub(super) const SMALL: Self =
-        Self { body_len: 1, key_pad: 0, text_len: 0, priority: None, expiration_ms: None };
+    pub(super) const SMALL: Self = Self {
+        body_len: 1,
+        key_pad: 0,
+        text_len: 0,
+        priority: None,
+        expiration_ms: None,
+        persistent: false,
+    };
 
     /// What a byte window is charged for a delivery: the message and a fixed overhead.
     pub(super) fn cost(&self) -> i64 {
@@ -109,7 +176,7 @@ impl Payload {
         // Class, weight, body size and flags (AMQP 0-9-1, 4.2.6.1).
         let mut header = 2 + 2 + 8 + 2;
         header += usize::from(self.text_len) + usize::from(self.text_len > 0);
-        header += usize::from(self.priority.is_some());
+        header += usize::from(self.priority.is_some()) + usize::from(self.persistent);
         header += self.expiration_ms.map_or(0, |ms| 1 + ms.to_string().len());
         (64 + address + header + self.body_len) as i64
     }
@@ -140,6 +207,54 @@ pub(super) fn arb_history() -> impl Strategy<Value = History> {
         gate_limit,
         steps,
     })
+}
+
+pub(super) fn arb_durable_history() -> impl Strategy<Value = DurableHistory> {
+    let step = prop_oneof![3 => arb_step(), 1 => arb_store_step().prop_map(Step::Store)];
+    let history = (arb_settings(), 0..6_u32, vec(step, 1..80));
+    (history, arb_conditions(), any::<bool>()).prop_map(
+        |((settings, gate_limit, steps), conditions, is_drained)| DurableHistory {
+            history: History { settings, gate_limit, steps },
+            conditions,
+            is_drained,
+        },
+    )
+}
+
+fn arb_store_step() -> impl Strategy<Value = StoreStep> {
+    let at_once = prop::bool::weighted(0.3);
+    prop_oneof![
+        1 => arb_conditions().prop_map(StoreStep::Conditions),
+        4 => at_once.prop_map(|at_once| StoreStep::Load { at_once }),
+        4 => at_once.prop_map(|at_once| StoreStep::Fetch { at_once }),
+        3 => Just(StoreStep::Install),
+        3 => (1..20_u8).prop_map(StoreStep::Bury),
+        2 => (0..6_u8).prop_map(|lost| StoreStep::Crash { lost }),
+    ]
+}
+
+fn arb_conditions() -> impl Strategy<Value = Conditions> {
+    let budget = prop_oneof![2 => Just(0), 3 => 0..8_000_usize, 2 => 8_000..100_000_usize];
+    let group_commands = prop_oneof![2 => Just(1), 1 => 2..5_u8];
+    let lag = prop_oneof![1 => Just(0), 1 => 1..5_u8];
+    let chunk = prop_oneof![1 => 1..500_usize, 1 => 500..20_000_usize];
+    let run = (prop_oneof![1 => 1..4_u8, 1 => Just(u8::MAX)], 0..4_u8, 0..12_u8);
+    let flags = (any::<bool>(), any::<bool>());
+    ((budget, group_commands, lag, chunk), run, flags).prop_map(
+        |((budget, group_commands, lag, chunk), (run_max, early, late), (is_tidy, is_eager))| {
+            Conditions {
+                budget,
+                group_commands,
+                lag,
+                chunk,
+                run_max,
+                early,
+                late,
+                is_tidy,
+                is_eager,
+            }
+        },
+    )
 }
 
 /// Most queues have few of the features at a time, so that these get room to show.
@@ -200,8 +315,13 @@ fn arb_step() -> impl Strategy<Value = Step> {
             publishes_first,
         });
     let count = prop_oneof![2 => 70..300_u16, 1 => 1050..1200_u16];
-    let burst = (count, arb_priority(), weighted(0.7, arb_ttl())).prop_map(
-        |(count, priority, expiration_ms)| Step::Burst { count, priority, expiration_ms },
+    let burst = (count, arb_priority(), weighted(0.7, arb_ttl()), any::<bool>()).prop_map(
+        |(count, priority, expiration_ms, persistent)| Step::Burst {
+            count,
+            priority,
+            expiration_ms,
+            persistent,
+        },
     );
     let wait = prop_oneof![3 => 1..6_u64, 3 => 6..120_u64, 1 => 120..2_000_u64];
     prop_oneof![
@@ -252,13 +372,16 @@ fn arb_payload() -> impl Strategy<Value = Payload> {
         1 => SHARED_BODY_MIN..SHARED_BODY_MIN + 2_000,
     ];
     let text_len = prop_oneof![1 => Just(0), 2 => 1..60_u8];
-    (body_len, 0..40_usize, text_len, arb_priority(), weighted(0.3, arb_ttl())).prop_map(
-        |(body_len, key_pad, text_len, priority, expiration_ms)| Payload {
+    let sizes = (body_len, 0..40_usize, text_len);
+    let persistent = prop::bool::weighted(0.7);
+    (sizes, arb_priority(), weighted(0.3, arb_ttl()), persistent).prop_map(
+        |((body_len, key_pad, text_len), priority, expiration_ms, persistent)| Payload {
             body_len,
             key_pad,
             text_len,
             priority,
             expiration_ms,
+            persistent,
         },
     )
 }

@@ -5,15 +5,17 @@
 //! next, what is due) by walking it. It shares no code with the queue, but for the numbers that
 //! bound a drive.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::clock::Millis;
-use crate::queue::{DROPS_MAX, EXPIRIES_MAX, Kind, OVERDUE_LOOK_MS, Overflow, Reason, Settings};
+use crate::queue::{
+    DROPS_MAX, EXPIRIES_MAX, Kind, LaneHead, OVERDUE_LOOK_MS, Overflow, Reason, Settings,
+};
 
 use super::history::{Payload, Settlement, Subscription};
 use super::{Command, Counts, Delivered, Operation, Outcome};
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Message {
     number: usize,
     body_len: u64,
@@ -24,9 +26,13 @@ struct Message {
     returns: u32,
     /// `None` when it is ready.
     taken: Option<Taken>,
+    /// Whether it was ever taken since the broker was started.
+    was_taken: bool,
+    /// Whether it survives a crash.
+    is_stored: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Taken {
     delivery: usize,
     /// `None` for `basic.get`.
@@ -46,6 +52,15 @@ struct Consumer {
     turn: Option<u64>,
     /// Refused by the gate: passed over until the gate is reopened.
     is_stopped: bool,
+}
+
+impl Message {
+    /// What the broker finds after a crash: whoever had taken the message does not have it any
+    /// more, and it counts as having come back at least once.
+    fn after_crash(&self) -> Self {
+        let returns = self.returns.max(u32::from(self.was_taken));
+        Self { returns, taken: None, was_taken: false, ..self.clone() }
+    }
 }
 
 /// See the module's description.
@@ -75,6 +90,14 @@ pub(super) struct Reference {
     /// When the next look was due, where the last tick surely looked for what is overdue: it was
     /// due, and for nothing else.
     looked: Option<Option<u64>>,
+    is_durable: bool,
+    /// Dead letters that the store is to keep until they have arrived.
+    dying: Vec<Message>,
+    /// Of a level whose messages are not all in memory, the number of the first that cannot be
+    /// reached.
+    blocked: BTreeMap<u8, usize>,
+    /// What a crash leaves after each number of commands since the broker was started.
+    lasting: Vec<Vec<Message>>,
     outcome: Outcome,
 }
 
@@ -83,7 +106,19 @@ impl Reference {
         Self { settings, gate_limit, now: now.0, ..Self::default() }
     }
 
-    pub(super) fn apply(&mut self, command: &Command) -> Outcome {
+    /// That of a durable queue, which a crash leaves its stored messages.
+    pub(super) fn durable(settings: Settings, gate_limit: u32, now: Millis) -> Self {
+        let lasting = vec![Vec::new()];
+        Self { is_durable: true, lasting, ..Self::new(settings, gate_limit, now) }
+    }
+
+    /// `reachable` says of the levels whose messages are not all in memory how many of those that
+    /// are ready can be reached.
+    pub(super) fn apply(&mut self, command: &Command, reachable: &[(u8, usize)]) -> Outcome {
+        if let Command::Crash { commands, stored } = command {
+            self.crash(*commands, stored);
+        }
+        self.block(reachable);
         match command {
             Command::Commit(operations) => self.commit(operations),
             Command::Subscribe(subscription) => self.subscribe(*subscription),
@@ -109,9 +144,78 @@ impl Reference {
                 self.settings = policy.clone();
                 self.drive();
             }
+            Command::Bury(numbers) => self.dying.retain(|it| !numbers.contains(&it.number)),
+            Command::Load | Command::Crash { .. } => self.drive(),
         }
         self.outcome.counts = self.counts();
+        if self.is_durable {
+            self.lasting.push(self.stored().map(Message::after_crash).collect());
+        }
         std::mem::take(&mut self.outcome)
+    }
+
+    fn block(&mut self, reachable: &[(u8, usize)]) {
+        let first_blocked = |(level, reachable): &(u8, usize)| {
+            let of_level = self.messages.iter().filter(|it| it.level == *level);
+            let first = of_level.filter(|it| it.taken.is_none()).nth(*reachable);
+            (*level, first.map_or(self.published, |it| it.number))
+        };
+        self.blocked = reachable.iter().map(first_blocked).collect();
+    }
+
+    fn is_blocked(&self, at: usize) -> bool {
+        let Message { number, level, .. } = self.messages[at];
+        self.blocked.get(&level).is_some_and(|first| number >= *first)
+    }
+
+    /// What the store should have, in order of arrival.
+    fn stored(&self) -> impl Iterator<Item = &Message> {
+        let mut stored: Vec<&Message> =
+            self.messages.iter().chain(&self.dying).filter(|it| it.is_stored).collect();
+        stored.sort_by_key(|it| it.number);
+        stored.into_iter()
+    }
+
+    /// Goes back to what lasts of the first `commands` since the broker was started, which the
+    /// store has, too: `stored` are the numbers of messages and how often each came back.
+    fn crash(&mut self, commands: usize, stored: &[(usize, u32)]) {
+        let messages = std::mem::take(&mut self.lasting[commands]);
+        let expected: Vec<(usize, u32)> =
+            messages.iter().map(|it| (it.number, it.returns)).collect();
+        assert_eq!(stored, expected, "what the store has after {commands} commands");
+        let new = Self::durable(self.settings.clone(), self.gate_limit, Millis(self.now));
+        let published = self.published;
+        *self = Self { lasting: vec![messages.clone()], messages, published, ..new };
+    }
+
+    /// Checks what the store was told last of each level.
+    pub(super) fn check_heads(&self, heads: &BTreeMap<u8, LaneHead>) {
+        let mut expected: BTreeMap<u8, (u64, u64, u64)> =
+            heads.keys().map(|level| (*level, (0, 0, 0))).collect();
+        for message in self.stored() {
+            let totals = expected.entry(message.level).or_default();
+            totals.0 += 1;
+            totals.1 += message.body_len;
+            totals.2 += message.cost as u64;
+            if message.expires_at.is_some() {
+                assert!(heads[&message.level].may_expire, "message {} does", message.number);
+            }
+        }
+        let totals = |head: &LaneHead| (head.count, head.body_bytes, head.cost);
+        let told = heads.iter().map(|(level, head)| (*level, totals(head)));
+        assert_eq!(told.collect::<BTreeMap<_, _>>(), expected);
+    }
+
+    /// Checks that what someone waits for is wanted, and that the same dead letters are kept.
+    pub(super) fn check_waiting(&self, is_wanted: bool, dying: impl Iterator<Item = usize>) {
+        let is_next = self.next().is_some_and(|at| self.is_blocked(at));
+        let is_waited_for = is_next && (!self.consumers.is_empty() || self.is_to_drop());
+        let hides_expiry =
+            |at: &usize| self.is_blocked(*at) && self.messages[*at].expires_at.is_some();
+        let hides_expiry = self.heads().values().any(hides_expiry);
+        assert!(is_wanted || !(is_waited_for || hides_expiry), "what is wanted is not read");
+        let expected = self.dying.iter().map(|it| it.number);
+        assert_eq!(dying.collect::<BTreeSet<_>>(), expected.collect::<BTreeSet<_>>());
     }
 
     /// Whether the queue still holds a message, ready or unsettled.
@@ -123,7 +227,7 @@ impl Reference {
     /// if nothing will be.
     pub(super) fn check_deadline(&self, deadline: Option<Millis>, command: &Command) {
         let deadline = deadline.map(|at| at.0);
-        if self.is_to_drop() {
+        if self.is_to_drop() && !self.next().is_some_and(|at| self.is_blocked(at)) {
             assert!(deadline.is_some_and(|at| at <= self.now), "there is more to drop");
             return;
         }
@@ -131,8 +235,8 @@ impl Reference {
             // One tick too many, perhaps, as what was left over went another way.
             return;
         }
-        let heads = self.heads();
-        let expiry = heads.values().filter_map(|at| self.messages[*at].expires_at).min();
+        let expiry = self.heads().into_values().filter(|at| !self.is_blocked(*at));
+        let expiry = expiry.filter_map(|at| self.messages[at].expires_at).min();
         let Some(timeout_ms) = self.timeout_ms() else {
             assert_eq!(deadline, expiry, "nothing but expiry has a time");
             return;
@@ -276,8 +380,9 @@ impl Reference {
         let later = later.filter(|it| !overdue.contains(&it.delivery));
         let looks = later.filter_map(|it| Some(it.since + timeout_ms?));
         let look = looks.map(|due| due.max(self.now + OVERDUE_LOOK_MS)).min();
-        let has_expired =
-            |at: &usize| self.messages[*at].expires_at.is_some_and(|at| at <= self.now);
+        let has_expired = |at: &usize| {
+            !self.is_blocked(*at) && self.messages[*at].expires_at.is_some_and(|at| at <= self.now)
+        };
         let is_for_overdue = !self.was_bounded && !self.heads().values().any(has_expired);
         self.looked = (is_due && is_for_overdue).then_some(look);
         for delivery in overdue {
@@ -306,6 +411,10 @@ impl Reference {
     fn take_one(&mut self, no_ack: bool) {
         loop {
             let Some(at) = self.next() else { return };
+            if self.is_blocked(at) {
+                self.outcome.is_absent = true;
+                return;
+            }
             self.note_taken(at);
             if self.messages[at].expires_at.is_none_or(|expiry| expiry > self.now) {
                 let (number, returns) = (self.messages[at].number, self.messages[at].returns);
@@ -343,9 +452,13 @@ impl Reference {
 
     /// A message leaves for good.
     fn bury(&mut self, at: usize, reason: Reason) {
-        let message = self.messages.remove(at);
+        let mut message = self.messages.remove(at);
         if self.has_dlx() {
             self.outcome.dead.push((message.number, reason));
+            if message.is_stored {
+                message.was_taken = true;
+                self.dying.push(message);
+            }
         }
     }
 
@@ -377,6 +490,9 @@ impl Reference {
             expires_at: ttl_ms.map(|ttl_ms| self.now + ttl_ms),
             returns: 0,
             taken: None,
+            was_taken: false,
+            is_stored: self.is_durable
+                && (payload.persistent || self.settings.kind == Kind::Quorum),
         });
         // What needs no keeping is passed on at once; the rest waits for the end of the batch.
         let next = self.waiting().min_by_key(|(_, it)| (-it.subscription.priority, it.turn));
@@ -448,8 +564,10 @@ impl Reference {
         }
         while self.expired < EXPIRIES_MAX {
             let heads = self.heads().into_values().rev();
-            let is_due =
-                |at: &usize| self.messages[*at].expires_at.is_some_and(|expiry| expiry <= self.now);
+            let is_due = |at: &usize| {
+                let expires_at = self.messages[*at].expires_at;
+                !self.is_blocked(*at) && expires_at.is_some_and(|expiry| expiry <= self.now)
+            };
             let Some(at) = heads.into_iter().find(is_due) else { break };
             self.expired += 1;
             self.bury(at, Reason::Expired);
@@ -459,7 +577,7 @@ impl Reference {
     }
 
     fn assign(&mut self) {
-        while let Some(at) = self.next() {
+        while let Some(at) = self.next().filter(|at| !self.is_blocked(*at)) {
             if self.messages[at].expires_at.is_some_and(|expiry| expiry < self.now) {
                 if self.expired == EXPIRIES_MAX {
                     return;
@@ -515,6 +633,7 @@ impl Reference {
         let (since, was_reported) = (self.now, false);
         let taken = Taken { delivery, consumer, is_counted, since, was_reported };
         self.messages[at].taken = Some(taken);
+        self.messages[at].was_taken = true;
         Some(delivery)
     }
 
@@ -573,6 +692,9 @@ impl Reference {
     fn drop_from_head(&mut self) {
         while self.is_to_drop() && self.dropped < DROPS_MAX {
             let head = self.next().expect("a limit is exceeded by something");
+            if self.is_blocked(head) {
+                return;
+            }
             self.dropped += 1;
             self.note_taken(head);
             self.bury(head, Reason::MaxLength);
