@@ -9,10 +9,10 @@
 //! was published. What is overdue, and when the queue wants to be looked at again, is held against
 //! what is really due.
 //!
-//! A durable queue runs against the same reference, which is told what is in memory and what is not,
-//! and against a plain store (`kept`) that takes in what the queue hands over. Memory is as small as
-//! the history says, so that messages leave it and come back; groups are written late or lost; and
-//! the broker dies, after which both go on with what the store has.
+//! A durable queue runs against the same reference, which is told what is in memory and what is
+//! not, and against a plain store (`kept`) that takes in what the queue hands over. Memory is as
+//! small as the history says, so that messages leave it and come back; groups are written late or
+//! lost; and the broker dies, after which both go on with what the store has.
 //!
 //! Runs are repeatable: the seed is fixed, and a failure prints the shortest history found. To look
 //! further than `cargo test` does:
