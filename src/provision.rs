@@ -13,7 +13,8 @@ use std::sync::mpsc;
 
 use crate::StartError;
 use crate::broker::{
-    Broker, DEFAULT_VHOST, Definitions, Drive, PolicyDefinition, PolicyScope, VhostMetadata,
+    Broker, DEFAULT_VHOST, Definitions, Drive, Imported, PolicyDefinition, PolicyScope,
+    VhostMetadata,
 };
 use crate::config::{Auth, Config};
 
@@ -94,10 +95,7 @@ pub fn has_definitions(data_dir: &Path) -> bool {
 ///
 /// # Errors
 /// When they are refused: then nothing was changed; or when the store cannot be written.
-pub fn import_stopped(
-    data_dir: &Path,
-    definitions: &Definitions,
-) -> Result<crate::broker::Imported, String> {
+pub fn import_stopped(data_dir: &Path, definitions: &Definitions) -> Result<Imported, String> {
     let mut drive = Drive::default();
     let (broker, is_new) = open_stopped(data_dir, &mut drive)?;
     let (has_users, has_vhosts) = brings(&broker, &[definitions]);
@@ -106,7 +104,9 @@ pub fn import_stopped(
         broker.put_vhost(DEFAULT_VHOST, VhostMetadata::default()).expect("a valid name");
     }
     let imported = broker.import_definitions(definitions, &mut drive);
-    let imported = imported.map_err(|error| error.to_string())?;
+    let mut imported = imported.map_err(|error| error.to_string())?;
+    let transient = definitions.transient().into_iter();
+    imported.notes.extend(transient.map(|what| format!("{what} was left out: it is not durable")));
     begin_serving(&broker)?;
     broker.close_store();
     if data_dir.join(EARLIER).exists() {

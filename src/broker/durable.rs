@@ -1,7 +1,7 @@
 //! The way of definitions into the store.
 //!
-//! Owns when changes of definitions are handed over, in the order in which they take effect: whoever
-//! makes one holds the lock that orders it. It must not know what the changes say, nor wait.
+//! Owns when changes of definitions are handed over, in the order in which they take effect:
+//! whoever makes one holds the lock that orders it. It must not know what they say, nor wait.
 //!
 //! A start is one change: what it adds to a new store (the default user, files of definitions) is
 //! gathered and handed over as a whole, so that a crash leaves all of it or nothing.

@@ -1,7 +1,7 @@
 //! What all vhosts and queues of a broker share.
 //!
-//! Owns the memory gauge, the deadlines, the numbers of queues and the way to the store. It must not
-//! know vhosts or queues.
+//! Owns the memory gauge, the deadlines, the numbers of queues and the way to the store. It must
+//! not know vhosts or queues.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

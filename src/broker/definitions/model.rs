@@ -227,6 +227,17 @@ impl Definitions {
         named
     }
 
+    /// The queues and exchanges that do not survive a restart, for messages.
+    pub fn transient(&self) -> Vec<String> {
+        let queues = self.queues.iter().filter(|queue| !queue.durable);
+        let queues =
+            queues.map(|queue| format!("queue '{}' in vhost '{}'", queue.name, queue.vhost));
+        let exchanges = self.exchanges.iter().filter(|exchange| !exchange.durable);
+        let exchanges = exchanges
+            .map(|exchange| format!("exchange '{}' in vhost '{}'", exchange.name, exchange.vhost));
+        queues.chain(exchanges).collect()
+    }
+
     /// Whether hashes without an algorithm are of the one that RabbitMQ had before 3.6.
     pub(super) fn hashes_are_md5(&self) -> bool {
         let Some(version) = &self.version else { return false };

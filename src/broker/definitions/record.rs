@@ -21,7 +21,7 @@ use super::model::{
 use super::object::Object;
 use crate::broker::{
     PermissionDefinition, PolicyDefinition, PolicyScope, QueueCell, TopicPermissionDefinition,
-    UserDefinition, VhostDefinition,
+    UserDefinition, VhostDefinition, VhostLimits,
 };
 use crate::codec::method::FieldTable;
 use crate::codec::table;
@@ -128,7 +128,9 @@ pub(crate) fn user(user: &UserDefinition) -> Change {
 pub(crate) fn vhost(vhost: &VhostDefinition) -> Change {
     let entry = VhostEntry { name: vhost.name.clone(), metadata: vhost.metadata.clone() };
     let mut object = entry.to_json();
-    object["limits"] = limits_to_json(&vhost.limits);
+    if vhost.limits != VhostLimits::default() {
+        object["limits"] = limits_to_json(&vhost.limits);
+    }
     Record::Vhost(&vhost.name).is(&object)
 }
 
