@@ -177,12 +177,12 @@ impl Batch {
         // What belongs together is stored together.
         let is_fanout = self.has_shared && self.parts.len() > 1;
         let store = self.parts.iter().find_map(|part| part.cell.store()).filter(|_| is_fanout);
-        let fanout = store.map(|store| store.begin_fanout());
+        let together = store.map(|store| store.keep_together());
         for part in &self.parts {
             part.cell.commit(&part.operations, content, drive);
             rejected.append(&mut drive.effects.rejected);
         }
-        drop(fanout);
+        drop(together);
         self.clear();
     }
 

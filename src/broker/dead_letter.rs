@@ -258,6 +258,8 @@ impl Undertaker {
     ) -> Option<Chunk> {
         // A vhost that is gone takes its dead letters with it.
         let vhost = source.vhost()?;
+        // A crash should find a dead letter in one place, in the source or where it goes.
+        let _together = source.store().map(|store| store.keep_together());
         let mut arena = std::mem::take(&mut chunk.arena);
         let mut template = None;
         let way = Way { vhost, source: source.name(), chunk: &chunk };

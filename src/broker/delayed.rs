@@ -1,12 +1,12 @@
 //! The messages that wait at one delayed-message exchange.
 //!
-//! Owns their order by due time, and by arrival where that is equal, their entries in the store, and
-//! the exchange's one place among the broker's deadlines. It must not know where the messages go
-//! then.
+//! Owns their order by due time, and by arrival where that is equal, their entries in the store,
+//! and the exchange's one place among the broker's deadlines. It must not know where the messages
+//! go then.
 //!
-//! Persistent messages at a durable exchange outlive the broker. The store is told of them under the
-//! lock, so that its order is that of effect; an entry is deleted when the message's copies have
-//! been handed over, so that a crash between may double it but never lose it.
+//! Persistent messages at a durable exchange outlive the broker. The store is told of them under
+//! the lock, so that its order is that of effect; an entry is deleted when the message's copies
+//! have been handed over, so that a crash between may double it but never lose it.
 
 mod entry;
 mod recovery;
@@ -136,6 +136,7 @@ impl Timed for Waiting {
             state.leaving = state.delayed.take_due(drive.now, RELEASED_MAX);
             state.leaving.clone()
         };
+        let together = self.services.store.as_ref().map(|store| store.keep_together());
         vhost.release(self.exchange, due.iter().map(|(_, message)| &**message), drive);
         // A queue may have refused a message as a dead letter, which has to be somewhere, too.
         drive.publish_dead_letters();
@@ -143,6 +144,7 @@ impl Timed for Waiting {
         // Nothing is left of an exchange that has gone meanwhile.
         let left = std::mem::take(&mut state.leaving);
         self.delete_entries(&left);
+        drop(together);
         self.reschedule(&mut state, &mut drive.wakes);
         state.deadline.is_some_and(|at| at <= drive.now)
     }

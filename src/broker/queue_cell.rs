@@ -9,8 +9,11 @@
 //! under the lock is one batch, bounded by one socket read.
 
 mod encoding;
+mod requests;
 mod storing;
 mod timing;
+
+pub(crate) use requests::{Declaration, DeleteIf, Kept, Operation, Refusal, Settlement};
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,78 +24,16 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::dead_letter::DeadLetters;
 use super::drive::Drive;
-use super::outbox::{ConnectionId, Outbox, Subscriber};
+use super::outbox::{Outbox, Subscriber};
 use super::pacing::Pacing;
 use super::{Services, Vhost};
 use crate::clock::Millis;
-use crate::codec::method::{AMQPClass, FieldTable};
+use crate::codec::method::AMQPClass;
 use crate::queue::{
-    ConsumerKey, ConsumerSpec, Content, Effects, Kind, NotYet, Origin, Queue, Settings, Slot,
+    ConsumerKey, ConsumerSpec, Content, Effects, Kind, NotYet, Origin, Queue, Settings,
 };
 use crate::routing::QueueId;
 use crate::store::Store;
-
-/// What a queue was declared with.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Declaration {
-    /// The type that the arguments ask for.
-    pub(crate) kind: Kind,
-    pub(crate) durable: bool,
-    pub(crate) auto_delete: bool,
-    /// The connection that the queue is exclusive to.
-    pub(crate) owner: Option<ConnectionId>,
-    pub(crate) arguments: FieldTable,
-}
-
-/// What a settled delivery does to its message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Settlement {
-    /// The message is done with.
-    Done,
-    /// The message is refused: dropped, or dead-lettered.
-    Reject,
-    /// The message comes back to its original place.
-    Requeue,
-}
-
-/// What a batch does to one queue, in the order in which its client said so.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Operation {
-    /// Takes in the message that this token names.
-    Publish(u32),
-    /// Settles a delivery.
-    Settle(Slot, Settlement),
-}
-
-/// Why a consumer or a get was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// The queue was deleted.
-    Gone,
-    /// An exclusive consumer is there, or was asked for while others are.
-    InUse,
-    /// A quorum queue with a single active consumer is for that one (RabbitMQ).
-    SingleActive,
-    /// The store cannot be read.
-    Unreadable,
-}
-
-/// Why a queue was not deleted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kept {
-    Gone,
-    InUse,
-    NotEmpty,
-}
-
-/// Conditions on deleting a queue.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DeleteIf {
-    pub(crate) unused: bool,
-    pub(crate) empty: bool,
-    /// It has been unused for as long as `x-expires` says.
-    pub(crate) expired: bool,
-}
 
 #[derive(Debug)]
 struct State {
@@ -485,7 +426,7 @@ impl QueueCell {
         let count = state.queue.ready() as u32;
         // Freeing many messages takes a while: that is done when no lock is held.
         let queue = std::mem::replace(&mut state.queue, Queue::new(Settings::default()));
-        self.forget_messages(&queue, drive);
+        self.remove_pieces(&queue);
         drive.deleted.push(queue);
         self.count_memory(&mut state);
         self.take_in_hand(&mut state, drive);
@@ -608,8 +549,9 @@ fn no_content<'c>(_token: u32) -> Content<'c> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::outbox::ConnectionId;
     use super::*;
-    use crate::codec::method::AMQPValue;
+    use crate::codec::method::{AMQPValue, FieldTable};
     use crate::queue::Body;
 
     fn content<'c>(_token: u32) -> Content<'c> {

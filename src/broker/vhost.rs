@@ -115,6 +115,7 @@ impl Vhost {
         for cell in cells {
             // Without conditions, deleting can only find that it is gone already.
             let _ = cell.delete(DeleteIf::default(), drive);
+            cell.forget_messages(drive);
             self.queues.remove(&cell.id());
         }
         *topology = Topology::new(&self.name);
@@ -366,6 +367,7 @@ impl Vhost {
         let removed = topology.remove_queue(cell.id());
         self.queues.remove(&cell.id());
         self.store_removed_queue(&topology, &removed, cell, drive);
+        cell.forget_messages(drive);
         self.unlock_changed(topology);
         Ok(count)
     }

@@ -4,8 +4,9 @@
 //! is an 8-byte head, the time at which it expires (8 bytes) if it does, then `exchange and
 //! routing key | content header payload | body`, all as they came off the wire. Bodies of
 //! [`SHARED_BODY_MIN`] bytes and more (and from [`FANNED_BODY_MIN`] on, where several queues get
-//! them) stay outside as shared [`Bytes`], one copy for all queues that a message was routed to. Runs of records go to the store as they are (see `records`), so
-//! a change of their layout is a change of the store's format.
+//! them) stay outside as shared [`Bytes`], one copy for all queues that a message was routed to.
+//! Runs of records go to the store as they are (see `records`), so a change of their layout is a
+//! change of the store's format.
 //!
 //! A segment may be absent: its messages are elsewhere, and only their numbers are here.
 //!

@@ -10,9 +10,9 @@
 //! | `messages` | queue u64, lane u8, last sequence number of the entry u64 | see `run_value` |
 //! | `marks` | queue u64, lane u8, start u64, 0 | end u64: settled from start on and before end |
 //! | `marks` | queue u64, lane u8, sequence number u64, 1 | times returned, u32 |
-//! | `heads` | queue u64, lane u8 | 1, watermark, next, delivered, count, body bytes, cost (u64 each), may expire (0 or 1) |
+//! | `heads` | queue u64, lane u8 | 1, a `LaneHead` in the order of its fields |
 //! | `bodies` | `b`, body id u64 | the body |
-//! | `bodies` | `r`, body id u64 | for each message that refers to it: queue u64, lane u8, sequence number u64 |
+//! | `bodies` | `r`, body id u64 | of each message with it: queue u64, lane u8, number u64 |
 //! | `definitions`, `delayed` | opaque | opaque |
 //!
 //! Messages are keyed by the last sequence number of their entry: a seek to a sequence number

@@ -296,11 +296,12 @@ impl Store {
         self.shared.is_written(Ticket(group))
     }
 
-    /// The thread waits for the end of this before it takes what belongs together, for a short
-    /// time: a body that goes to several queues is stored once within a group.
-    pub(crate) fn begin_fanout(&self) -> Fanout<'_> {
+    /// What is handed over until the result is dropped becomes one group, if that takes no longer
+    /// than a moment: all of it survives a crash, or nothing, and a body that goes to several
+    /// queues is stored once. It is a help, not a promise.
+    pub(crate) fn keep_together(&self) -> Together<'_> {
         self.shared.begin_fanout();
-        Fanout(self)
+        Together(self)
     }
 
     /// Whether so much waits to be written that publishers of persistent messages are to pause.
@@ -369,10 +370,10 @@ impl Store {
     }
 }
 
-/// See [`Store::begin_fanout`].
-pub(crate) struct Fanout<'a>(&'a Store);
+/// See [`Store::keep_together`].
+pub(crate) struct Together<'a>(&'a Store);
 
-impl Drop for Fanout<'_> {
+impl Drop for Together<'_> {
     fn drop(&mut self) {
         self.0.shared.end_fanout();
     }

@@ -402,7 +402,7 @@ fn entries_without_an_exchange_are_deleted() {
 fn what_comes_after_a_restart_is_behind_what_was_there() {
     let engine = MemoryEngine::default();
     let mut node = Node::start(&engine, SyncMode::Always, Millis(1000));
-    [(5, "released"), (10, "a")].map(|(delay_ms, text)| node.publish("x", delay_ms, true, text));
+    [(5, "released"), (10, "a")].iter().for_each(|(ms, text)| node.publish("x", *ms, true, text));
     node.pass(5);
     node.settle();
     let mut node = Node::start(&engine.after_crash(0), SyncMode::Always, Millis(1005));

@@ -160,11 +160,16 @@ impl QueueCell {
         self.dispatch(state, &no_content, drive);
     }
 
-    /// The queue, which this was, is deleted with its messages.
-    pub(super) fn forget_messages(&self, queue: &Queue, drive: &mut Drive) {
+    /// Removes what a deleted queue, which this was, has put aside.
+    pub(super) fn remove_pieces(&self, queue: &Queue) {
         if let Some(spill) = &self.services.spill {
             queue.pieces().into_iter().for_each(|piece| spill.remove(piece));
         }
+    }
+
+    /// Lets the store forget the messages of a deleted queue. Called when its definition is gone, so
+    /// that no crash leaves the queue without them.
+    pub(in crate::broker) fn forget_messages(&self, drive: &mut Drive) {
         if let Some(store) = &self.store {
             drive.await_store(store.forget_queue(self.id.0));
         }
