@@ -167,8 +167,8 @@ impl QueueCell {
         }
     }
 
-    /// Lets the store forget the messages of a deleted queue. Called when its definition is gone, so
-    /// that no crash leaves the queue without them.
+    /// Lets the store forget the messages of a deleted queue. Called when its definition is gone,
+    /// so that no crash leaves the queue without them.
     pub(in crate::broker) fn forget_messages(&self, drive: &mut Drive) {
         if let Some(store) = &self.store {
             drive.await_store(store.forget_queue(self.id.0));
