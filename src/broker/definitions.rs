@@ -73,6 +73,8 @@ impl Broker {
         let mut scratch_drive = Drive::default();
         Import::new(&scratch, &mut scratch_drive).run(&self.export_definitions())?;
         Import::new(&scratch, &mut scratch_drive).run(&definitions)?;
+        // A crash should find all of it or nothing.
+        let _together = self.services.store.as_ref().map(|store| store.keep_together());
         Import::new(self, drive).run(&definitions)
     }
 
