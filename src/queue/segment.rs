@@ -24,17 +24,17 @@ pub const SHARED_BODY_MIN: usize = 16 * 1024;
 
 /// The first segment of a queue that was empty stays this small (bytes), so that many short queues
 /// cost little.
-pub(super) const SMALL_SEGMENT_BYTES: usize = 16 * 1024;
+pub(super) const SMALL_SEGMENT_BYTES: usize = if cfg!(test) { 512 } else { 16 * 1024 };
 
 /// Further segments have this capacity (bytes); a larger record gets a segment of its own.
-pub(super) const SEGMENT_BYTES: usize = 256 * 1024;
+pub(super) const SEGMENT_BYTES: usize = if cfg!(test) { 4 * 1024 } else { 256 * 1024 };
 
 /// Bodies of this size and more (bytes) are shared if several queues get them, so that the store
 /// has them once.
 pub const FANNED_BODY_MIN: usize = 4 * 1024;
 
 /// A segment takes no more records when so many bytes of large bodies belong to it.
-pub(super) const SHARED_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const SHARED_BYTES_MAX: usize = if cfg!(test) { 32 * 1024 } else { 1024 * 1024 };
 
 /// Bytes of a record's head: body length and a flag (u32), then address length, header length and
 /// a flag (u32).

@@ -210,13 +210,19 @@ pub(super) fn arb_history() -> impl Strategy<Value = History> {
 }
 
 pub(super) fn arb_durable_history() -> impl Strategy<Value = DurableHistory> {
-    let step = prop_oneof![3 => arb_step(), 1 => arb_store_step().prop_map(Step::Store)];
+    let step = prop_oneof![5 => arb_step(), 3 => arb_store_step().prop_map(Step::Store)];
     let history = (arb_settings(), 0..6_u32, vec(step, 1..80));
-    (history, arb_conditions(), any::<bool>()).prop_map(
-        |((settings, gate_limit, steps), conditions, is_drained)| DurableHistory {
-            history: History { settings, gate_limit, steps },
-            conditions,
-            is_drained,
+    let kind = (any::<bool>(), 0..3_usize, any::<bool>());
+    (history, arb_conditions(), kind).prop_map(
+        |((settings, gate_limit, steps), conditions, (is_mixed, consumers, is_drained))| {
+            let mut history = History { settings, gate_limit, steps };
+            if !is_mixed {
+                history.every_message(|it| *it.persistent = true);
+            }
+            if consumers > 0 {
+                history.have_few_consumers(consumers);
+            }
+            DurableHistory { history, conditions, is_drained }
         },
     )
 }
@@ -406,6 +412,13 @@ fn arb_subscription() -> impl Strategy<Value = Subscription> {
     )
 }
 
+/// What properties of a message the queue looks at.
+struct Meaning<'a> {
+    priority: &'a mut Option<u8>,
+    expiration_ms: &'a mut Option<u64>,
+    persistent: &'a mut bool,
+}
+
 impl History {
     fn every_policy(&mut self, change: impl Fn(&mut Settings)) {
         change(&mut self.settings);
@@ -416,18 +429,32 @@ impl History {
         }
     }
 
-    fn every_message(&mut self, change: impl Fn(&mut Option<u8>, &mut Option<u64>)) {
+    fn every_message(&mut self, change: impl Fn(Meaning<'_>)) {
         for step in &mut self.steps {
             match step {
                 Step::Commit { publishes, .. } => {
-                    for it in publishes {
-                        change(&mut it.priority, &mut it.expiration_ms);
+                    for Payload { priority, expiration_ms, persistent, .. } in publishes {
+                        change(Meaning { priority, expiration_ms, persistent });
                     }
                 }
-                Step::Burst { priority, expiration_ms, .. } => change(priority, expiration_ms),
+                Step::Burst { priority, expiration_ms, persistent, .. } => {
+                    change(Meaning { priority, expiration_ms, persistent });
+                }
                 _ => {}
             }
         }
+    }
+
+    /// Leaves out all subscriptions but the last ones of so many, so that messages wait.
+    fn have_few_consumers(&mut self, count: usize) {
+        let is_subscription = |step: &Step| matches!(step, Step::Subscribe(_));
+        let mut others = self.steps.iter().filter(|it| is_subscription(it)).count();
+        others = others.saturating_sub(count);
+        self.steps.retain(|step| {
+            let is_other = is_subscription(step) && others > 0;
+            others -= usize::from(is_other);
+            !is_other
+        });
     }
 
     /// The same history without what depends, by design, on where batches of publishes end:
@@ -447,15 +474,13 @@ impl History {
                 _ => {}
             }
         }
-        self.every_message(|priority, _| *priority = None);
+        self.every_message(|it| *it.priority = None);
         let may_expire = !self.is_limited();
         self.every_policy(|policy| {
             policy.consumer_timeout_ms = None;
             policy.message_ttl_ms = policy.message_ttl_ms.filter(|_| may_expire);
         });
-        self.every_message(|_, expiration_ms| {
-            *expiration_ms = expiration_ms.filter(|_| may_expire);
-        });
+        self.every_message(|it| *it.expiration_ms = it.expiration_ms.filter(|_| may_expire));
         self
     }
 
@@ -476,7 +501,7 @@ impl History {
     pub(super) fn with_credit_alone(mut self) -> Self {
         self.steps.retain(|step| !matches!(step, Step::Cancel(_) | Step::WaitForDeadline));
         self.every_policy(|policy| policy.message_ttl_ms = policy.message_ttl_ms.map(|ms| ms | 1));
-        self.every_message(|_, expiration_ms| *expiration_ms = expiration_ms.map(|ms| ms | 1));
+        self.every_message(|it| *it.expiration_ms = it.expiration_ms.map(|ms| ms | 1));
         for step in &mut self.steps {
             match step {
                 Step::Subscribe(it) => {
