@@ -46,16 +46,17 @@ fn persistent_messages_come_when_they_are_due_after_a_kill() {
         put(&mut client, 2, 10, text);
         wait_until("it to be due", || take(&mut client) == [text]);
     }
-    let delay_ms = 2000;
+    put(&mut client, 2, 50, "overdue");
+    let large = "large".repeat(10_000);
+    put(&mut client, 2, 50, &large);
+    // Long enough for a slow machine to be killed before.
+    let (count, delay_ms) = (200, 3000);
     let begin = Instant::now();
-    for n in 1..=2000 {
+    for n in 1..=count {
         put(&mut client, 2, delay_ms, &n.to_string());
     }
     put(&mut client, 1, delay_ms, "transient");
-    put(&mut client, 2, 100, "overdue");
-    let large = "large".repeat(10_000);
-    put(&mut client, 2, 100, &large);
-    assert!(client.confirmed_up_to(1, 2005));
+    assert!(client.confirmed_up_to(1, 2 + 2 + count + 1));
     broker.signal("KILL");
 
     let broker = Broker::on_data_dir(dir.path(), "");
@@ -66,7 +67,7 @@ fn persistent_messages_come_when_they_are_due_after_a_kill() {
     let first = if first == "second" { client.delivery(1).text() } else { first };
     assert_eq!(first, "overdue");
     assert_eq!(client.delivery(1).text(), large);
-    for n in 1..=2000 {
+    for n in 1..=count {
         assert_eq!(client.delivery(1).text(), n.to_string());
         // The broker's clock counts whole milliseconds, and each process begins a new one.
         assert!(begin.elapsed() >= Duration::from_millis(delay_ms - 2), "{n} is early");

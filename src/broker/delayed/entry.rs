@@ -2,10 +2,9 @@
 //!
 //! Owns keys and values. A key is the names of vhost and exchange, each with its length before it,
 //! then when the message is due and which of those it was, so that the entries of one exchange
-//! stand together in the order in which they leave it. A value is the format, the number of
-//! routing keys, and each of them with its length, then in the same way the address, the header
-//! and the body as on the wire. All numbers are big endian. It must not know when entries come and
-//! go.
+//! stand together in the order in which they leave it. A value is the format, the number of routing
+//! keys, and each of them with its length, then in the same way the address, the header and the
+//! body as on the wire. All numbers are big endian. It must not know when entries come and go.
 
 use std::sync::Arc;
 
