@@ -4,7 +4,8 @@
 //! what to publish or how to settle.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::ledger::{Event, Kind, Settlement, Sort, Violation};
@@ -43,6 +44,8 @@ impl Route {
 pub struct Channel {
     pub session: Session,
     pub log: Vec<Event>,
+    /// Counts what was confirmed, for whoever waits for the work to get on.
+    pub progress: Arc<AtomicU64>,
     publisher: u32,
     sent: u32,
     /// Publishes without an answer, by their number.
@@ -58,8 +61,8 @@ impl Channel {
     }
 
     pub fn plain(address: &str, publisher: u32) -> Channel {
-        let session = Session::open(address);
-        Channel { session, log: Vec::new(), publisher, sent: 0, open: BTreeMap::new() }
+        let (session, progress) = (Session::open(address), Arc::default());
+        Channel { session, log: Vec::new(), progress, publisher, sent: 0, open: BTreeMap::new() }
     }
 
     /// Publishes that wait for their confirm.
@@ -113,11 +116,17 @@ impl Channel {
         }
         for id in settled.into_values() {
             if is_ack {
-                self.log.push(Event::Confirmed { id, at_ms });
+                self.confirmed(id, at_ms);
             } else {
                 self.wrong(Kind::Refused, format!("basic.nack of {id:?}"));
             }
         }
+    }
+
+    /// Logs that the broker has answered for a message.
+    pub fn confirmed(&mut self, id: MessageId, at_ms: u64) {
+        self.log.push(Event::Confirmed { id, at_ms });
+        self.progress.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Publishes something that is confirmed, after which all that was logged before is on disk.

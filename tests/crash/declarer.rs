@@ -3,6 +3,8 @@
 //! Owns the operations as methods on the wire, and reading the world back after a restart. What
 //! must be found is `world`'s.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::ledger::{Kind, Violation};
@@ -21,6 +23,8 @@ struct Declarer {
     /// What had no answer when the broker died.
     open: Option<Operation>,
     sent: u32,
+    /// Counts what was answered.
+    progress: Arc<AtomicU64>,
 }
 
 /// Runs clients that declare and delete, over some crashes. RabbitMQ 3.10.8 brings deleted queues
@@ -29,7 +33,8 @@ pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
     let mut round = Round::new(failure, "", seed);
     round.node.start();
     let count = round.random.between(1, 4);
-    let mut declarers: Vec<Declarer> = (0..count).map(Declarer::new).collect();
+    let new = |client| Declarer::new(client, round.progress.clone());
+    let mut declarers: Vec<Declarer> = (0..count).map(new).collect();
     if Node::is_external() {
         declarers.iter().for_each(|declarer| declarer.clear(&round.node.address));
     }
@@ -42,7 +47,7 @@ pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
             let work = move || (declarer.work(session, random), sent);
             clients.push(std::thread::spawn(work));
         }
-        let mut wrong = round.crash(300, || {});
+        let mut wrong = round.crash(300, 300, || {});
         let done: Vec<_> =
             clients.into_iter().map(|c| c.join().expect("a client ends well")).collect();
         declarers = Vec::new();
@@ -64,8 +69,8 @@ fn confirming(address: &str) -> Session {
 }
 
 impl Declarer {
-    fn new(client: u64) -> Declarer {
-        Declarer { client, world: World::default(), open: None, sent: 0 }
+    fn new(client: u64, progress: Arc<AtomicU64>) -> Declarer {
+        Declarer { client, world: World::default(), open: None, sent: 0, progress }
     }
 
     fn queue(&self, number: u8) -> String {
@@ -97,6 +102,7 @@ impl Declarer {
                 Ok(Ok(())) => self.world = self.world.after(operation),
             }
             self.open = None;
+            self.progress.fetch_add(1, Ordering::Relaxed);
         }
     }
 

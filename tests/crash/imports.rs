@@ -111,7 +111,7 @@ pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
         // The tool must not find a stopped broker's directory and import into that: it is
         // told to end before the broker starts again, and waited for.
         let mut open = None;
-        let mut wrong = round.crash(250, || {
+        let mut wrong = round.crash(250, 0, || {
             is_over.store(true, Ordering::Relaxed);
             open = Some(importer.join().expect("the importer ends well"));
         });

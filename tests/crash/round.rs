@@ -2,7 +2,9 @@
 //!
 //! Owns the course of events. What clients do is a plan's, what must be found is the ledger's.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::channel::{Channel, Route, now_ms, seen};
 use super::consumer::Consumer;
@@ -73,13 +75,16 @@ pub struct Round {
     pub node: Node,
     pub random: Random,
     pub tally: Tally,
+    /// Pieces of work that were done since the last crash.
+    pub progress: Arc<AtomicU64>,
     next_publisher: u32,
 }
 
 impl Round {
     pub fn new(failure: Failure, config: &str, seed: u64) -> Round {
         let node = Node::new(failure, config);
-        Round { node, random: Random::new(seed), tally: Tally::default(), next_publisher: 1 }
+        let (random, tally) = (Random::new(seed), Tally::default());
+        Round { node, random, tally, progress: Arc::default(), next_publisher: 1 }
     }
 
     /// A number that no other publisher of this round has.
@@ -111,15 +116,22 @@ impl Round {
         Err(Failed { violations, report })
     }
 
-    /// Kills the broker at a random moment within `ms_max`, and starts it again, perhaps only at
-    /// the second attempt.
-    pub fn crash(&mut self, ms_max: u64, at_kill: impl FnOnce()) -> Vec<Violation> {
+    /// Kills the broker at a random moment, and starts it again, perhaps only at the second
+    /// attempt. The moment is within `ms_max`, but on a machine with much to do it may come up to
+    /// three times as late, while less than some of `work_max` pieces of work are done.
+    pub fn crash(&mut self, ms_max: u64, work_max: u64, at_kill: impl FnOnce()) -> Vec<Violation> {
         let ms = match self.random.between(0, 9) {
             0..=1 => self.random.between(0, 10),
             2..=3 => self.random.between(10, 60),
             _ => self.random.between(60.min(ms_max), ms_max),
         };
+        let work = if self.random.percent(30) { 0 } else { self.random.between(0, work_max) };
+        let end = Instant::now() + Duration::from_millis(3 * ms_max);
+        self.progress.store(0, Ordering::Relaxed);
         std::thread::sleep(Duration::from_millis(ms));
+        while self.progress.load(Ordering::Relaxed) < work && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut wrong = Vec::new();
         if !self.node.is_running() {
             wrong.push(Violation::new(Kind::Refused, "the broker ended by itself".to_owned()));
@@ -171,7 +183,7 @@ fn finish(mut round: Round, plan: &Plan, mut ledger: Ledger) -> Result<Tally, Fa
     };
     let mut wrong = ledger.absorb(&[log], now_ms());
     let before = round.tally.crashes;
-    wrong.extend(round.crash(0, || {}));
+    wrong.extend(round.crash(0, 0, || {}));
     ledger.crash((round.tally.crashes - before) as u32);
     round = look(round, plan, &mut ledger, wrong, plan.crashes + 1)?;
     if !round.node.stop() {
@@ -201,10 +213,11 @@ fn work(round: &mut Round, plan: &Plan) -> (Vec<Violation>, Vec<Vec<Event>>, u64
     for work in &plan.clients {
         let (publisher, random) = (round.publisher(), round.random.fork());
         let work = work.clone();
-        let channel = match work {
+        let mut channel = match work {
             Work::Transact(_) => Channel::plain(&address, publisher),
             _ => Channel::confirming(&address, publisher),
         };
+        channel.progress = round.progress.clone();
         clients.push(std::thread::spawn(move || match work {
             Work::Publish(publisher) => publisher.run(channel, random),
             Work::Consume(consumer) => consumer.run(channel, random),
@@ -212,7 +225,7 @@ fn work(round: &mut Round, plan: &Plan) -> (Vec<Violation>, Vec<Vec<Event>>, u64
         }));
     }
     let mut until_ms = 0;
-    let wrong = round.crash(plan.work_ms_max, || until_ms = now_ms());
+    let wrong = round.crash(plan.work_ms_max, 3000, || until_ms = now_ms());
     let join = |client: std::thread::JoinHandle<_>| client.join().expect("a client ends well");
     (wrong, clients.into_iter().map(join).collect(), until_ms)
 }

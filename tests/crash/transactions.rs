@@ -60,7 +60,7 @@ impl Transactions {
             let before = channel.log.len();
             channel.session.call("tx.commit", |_| {})?.expect("it is committed");
             let at_ms = now_ms();
-            channel.log.extend(sent.into_iter().map(|id| Event::Confirmed { id, at_ms }));
+            sent.into_iter().for_each(|id| channel.confirmed(id, at_ms));
             channel.log.push(Event::Synced { before });
         }
         unreachable!("no test has so many transactions")
