@@ -37,8 +37,9 @@ use crate::broker::{
 use crate::clock::Millis;
 use crate::codec::method::AMQPClass;
 use crate::codec::{frame, hot};
+use crate::error::{AmqpError, ReplyCode};
 
-use channel::Channel;
+use channel::{Channel, Mode};
 use handshake::Phase;
 use held::Held;
 pub use liveness::{Liveness, Verdict};
@@ -256,14 +257,27 @@ impl Connection {
             consumed = bytes.len();
             return Progress { consumed, next: Next::Close { linger_ms } };
         }
-        let is_store_behind = std::mem::take(&mut self.has_stored)
-            && self.broker.store().is_some_and(|store| store.is_congested());
+        let is_store_behind = std::mem::take(&mut self.has_stored) && self.is_store_behind(worker);
         let next = match next {
             _ if self.outbox.is_congested() => Next::AwaitDrain,
             Next::Read | Next::Again if is_store_behind => Next::AwaitRoom,
             next => next,
         };
         Progress { consumed, next }
+    }
+
+    /// Looks at how the store is after this client has left messages to it. When it has failed,
+    /// whoever has no confirms to be refused is told by the end of the connection.
+    fn is_store_behind(&mut self, worker: &mut Worker) -> bool {
+        let Some(store) = self.broker.store() else { return false };
+        let Some(reason) = store.failure() else { return store.is_congested() };
+        let channels = self.channels.iter().flatten();
+        let mut confirms = channels.map(|channel| matches!(channel.mode, Mode::Confirm(_)));
+        if self.phase == Phase::Open && !confirms.any(|confirms| confirms) {
+            let text = format!("the store has failed, restart the broker: {reason}");
+            self.fail_connection(&AmqpError::new(ReplyCode::InternalError, text), worker);
+        }
+        false
     }
 
     /// Takes frames as long as there are whole ones and nothing speaks against it.
