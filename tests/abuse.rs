@@ -381,7 +381,7 @@ fn memory_limit_blocks_publishers_and_releases_them() {
     // Many messages in a read, and messages that a read hardly ever ends with.
     for size in [1_000, 131_000] {
         let config = settings::memory_high_watermark(limit);
-        let Some(broker) = Broker::with_config(&config) else { return };
+        let Some(broker) = Broker::in_memory(&config) else { return };
         let mut reader = Client::open(&broker);
         let q = unique("full");
         reader.declare(1, &format!("queue={q}"));

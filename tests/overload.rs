@@ -92,7 +92,7 @@ fn check_no_alarm(broker: &Broker) {
 fn half_a_body_is_no_way_past_the_memory_limit() {
     let limit = 64 * MIB;
     let config = settings::memory_high_watermark(limit);
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut publisher = Client::open(&broker);
     publisher.open_channels(2..=2);
     let q = unique("full");
@@ -108,7 +108,7 @@ fn half_a_body_is_no_way_past_the_memory_limit() {
 #[test]
 fn who_clears_the_alarm_has_the_rest_of_that_read_served() {
     let config = settings::memory_high_watermark(32 * MIB);
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut publisher = Client::open(&broker);
     let (full, kept) = (unique("full"), unique("kept"));
     publisher.declare(1, &format!("queue={full}"));
@@ -133,7 +133,7 @@ fn who_clears_the_alarm_has_the_rest_of_that_read_served() {
 #[test]
 fn announced_bodies_do_not_set_the_alarm() {
     let config = settings::memory_high_watermark(1024 * MIB);
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut others = Client::open(&broker);
     let q = unique("others");
     others.declare(1, &format!("queue={q}"));
@@ -165,7 +165,7 @@ fn announced_bodies_do_not_set_the_alarm() {
 #[test]
 fn transactions_beyond_their_bound_cost_their_connection() {
     let config = settings::memory_high_watermark(64 * MIB) + "max_message_size_bytes = 1048576\n";
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut offender = Client::open(&broker);
     offender.open_channels(2..=4);
     let q = unique("tx");
@@ -201,7 +201,7 @@ fn transactions_beyond_their_bound_cost_their_connection() {
 #[test]
 fn queues_that_are_never_quite_empty_do_not_set_the_alarm() {
     let config = settings::memory_high_watermark(64 * MIB);
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut client = Client::open(&broker);
     let queues = 1000;
     let mut bytes = Vec::new();
@@ -248,7 +248,7 @@ fn routing_keys_that_never_repeat_are_not_kept() {
 fn many_consumers_of_a_client_that_never_reads_share_one_bound() {
     let limit = 64 * MIB;
     let config = settings::memory_high_watermark(limit);
-    let Some(broker) = Broker::with_config(&config) else { return };
+    let Some(broker) = Broker::in_memory(&config) else { return };
     let mut stuck = Client::open(&broker);
     let q = unique("unread");
     stuck.declare(1, &format!("queue={q}"));

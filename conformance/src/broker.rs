@@ -43,7 +43,7 @@ impl Broker {
         let complain = |error| format!("cannot start {}: {error}", binary.display());
         let log = File::create(log_file(&folder)).map_err(complain)?;
         let child = Command::new(binary)
-            .args(["serve", "--no-store", "--amqp-listen", "127.0.0.1:0", "--ready-file"])
+            .args(["serve", "--amqp-listen", "127.0.0.1:0", "--ready-file"])
             .arg(&ready_file)
             .current_dir(folder.path())
             .stdin(Stdio::null())

@@ -96,6 +96,15 @@ impl Broker {
         Some(Self::spawn(toml))
     }
 
+    /// The same without a disk, which messages could be moved to.
+    pub fn in_memory(toml: &str) -> Option<Broker> {
+        if std::env::var_os("AMQP_URI").is_some() {
+            eprintln!("skipped: AMQP_URI is set and this test needs a broker of its own");
+            return None;
+        }
+        Some(Self::spawn_with(toml, &[], &["--no-store"]))
+    }
+
     /// A broker that runs elsewhere, such as in the test's own process.
     pub fn at(address: String) -> Broker {
         Broker {
@@ -204,8 +213,9 @@ impl Broker {
         if output.status.success() { Ok(all) } else { Err(all) }
     }
 
+    /// In a directory of its own, which goes with it.
     fn spawn(toml: &str) -> Broker {
-        Self::spawn_with(toml, &[], &["--no-store"])
+        Self::spawn_with(toml, &[], &[])
     }
 
     /// `wrapper` is a command that runs its arguments in its own place.
