@@ -30,5 +30,6 @@ pub mod routing;
 pub mod start_error;
 #[allow(dead_code)]
 pub(crate) mod store;
+pub mod store_command;
 
 pub use start_error::StartError;

@@ -19,6 +19,7 @@ use leveret::net::{Control, Server};
 use leveret::perf;
 use leveret::provision;
 use leveret::ready_file::ReadyFile;
+use leveret::store_command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 use tracing::{info, warn};
@@ -36,6 +37,7 @@ Examples:
   leveret --no-store --amqp-listen 127.0.0.1:0 --ready-file ready.json
                                                  for a test: no disk, any free port
   leveret definitions import definitions.json    bring users, queues and policies from RabbitMQ
+  leveret store check data                       verify what a stopped broker has stored
   leveret perf --help                            measure a broker
 
 Environment:
@@ -60,6 +62,8 @@ enum Command {
     Serve(ServeArguments),
     /// Import or export users, vhosts, policies, queues and more
     Definitions(definitions_command::Args),
+    /// Verify what a stopped broker has stored
+    Store(store_command::Args),
     /// Measure a broker's speed
     Perf(perf::Args),
 }
@@ -91,6 +95,7 @@ fn main() -> ExitCode {
         None => arguments.serve,
         Some(Command::Serve(serve)) => serve,
         Some(Command::Definitions(args)) => return definitions_command::run(args),
+        Some(Command::Store(args)) => return store_command::run(args),
         Some(Command::Perf(args)) => return perf::run(args),
     };
     match serve(serve_arguments) {

@@ -45,6 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("provision", &["broker", "config", "start_error"]),
     ("ready_file", &["atomic_file", "start_error"]),
     ("start_error", &["config", "data_dir"]),
+    ("store_command", &["data_dir", "store"]),
 ];
 
 /// Names that `lib.rs` re-exports, and the module that each is of.

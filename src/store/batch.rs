@@ -151,3 +151,30 @@ impl Batch {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operations_come_back_in_order() {
+        let mut batch = Batch::default();
+        for _ in 0..2 {
+            assert!(batch.is_empty());
+            batch.put(Table::Heads, b"k", b"value");
+            batch.delete(Table::Marks, b"gone");
+            batch.delete_range(Table::Messages, b"a", b"c");
+            batch.put_with(Table::Meta, b"", |out| out.push(7));
+            let operations: Vec<_> = batch.operations().collect();
+            let expected = [
+                Operation::Put { table: Table::Heads, key: b"k", value: b"value" },
+                Operation::Delete { table: Table::Marks, key: b"gone" },
+                Operation::DeleteRange { table: Table::Messages, from: b"a", to: b"c" },
+                Operation::Put { table: Table::Meta, key: b"", value: &[7] },
+            ];
+            assert_eq!(operations, expected);
+            assert_eq!(batch.size(), 13);
+            batch.clear(1024);
+        }
+    }
+}

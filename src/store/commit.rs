@@ -13,8 +13,9 @@ use super::SyncMode;
 use super::batch::Batch;
 use super::directory::SyncedMark;
 use super::engine::WriteError;
-use super::group::{Former, Item};
-use super::waiting::{Shared, Work};
+use super::group::Former;
+use super::reclaim::Reclaim;
+use super::waiting::{Group, Shared, Work};
 
 /// What nobody waits for is synced so long after it was written, at the latest.
 const SYNC_DELAY: Duration = Duration::from_millis(100);
@@ -29,6 +30,7 @@ const BATCH_BYTES_KEPT: usize = 4 * 1024 * 1024;
 pub(super) struct Committer {
     shared: Arc<Shared>,
     former: Former,
+    reclaim: Reclaim,
     batch: Batch,
     mode: SyncMode,
     mark: Option<SyncedMark>,
@@ -62,6 +64,7 @@ impl Committer {
         Self {
             shared,
             former,
+            reclaim: Reclaim::new(Instant::now()),
             batch: Batch::default(),
             mode,
             mark,
@@ -74,19 +77,15 @@ impl Committer {
     pub(super) fn run(mut self) {
         let _end = End(self.shared.clone());
         loop {
-            let step = match self.shared.next_work(self.durable, self.sync_at(), None) {
-                Work::Write { items, bytes, group, wanted } => {
-                    self.write(items, bytes, group, wanted > self.durable)
-                }
+            let idle_at = self.reclaim.due_at(&self.former.lanes);
+            let step = match self.shared.next_work(self.durable, self.sync_at(), idle_at) {
+                Work::Write { group, is_wanted } => self.write(group, is_wanted),
                 Work::Sync => self.sync(),
-                Work::Idle => Ok(()),
-                Work::Close { items, bytes, group } => {
-                    let closed = self.close(items, bytes, group);
-                    if let Err(reason) = closed {
-                        self.fail(reason);
-                    }
-                    return;
-                }
+                Work::Idle => self.reclaim(),
+                Work::Close => match self.close() {
+                    Ok(()) => return,
+                    Err(reason) => Err(reason),
+                },
             };
             if let Err(reason) = step {
                 return self.fail(reason);
@@ -104,21 +103,23 @@ impl Committer {
         self.unsynced_since.map(|since| since + delay)
     }
 
-    fn write(
-        &mut self,
-        items: Vec<Item>,
-        bytes: usize,
-        group: u64,
-        is_wanted: bool,
-    ) -> Result<(), String> {
-        let formed = self.former.form(&items, group, &mut self.batch);
+    fn write(&mut self, group: Group, is_wanted: bool) -> Result<(), String> {
+        let now = Instant::now();
+        if self.reclaim.due_at(&self.former.lanes).is_some_and(|at| now >= at) {
+            self.reclaim.step(&mut self.former.lanes, &self.shared, &mut self.batch);
+        }
+        let formed = self.former.form(&group.items, group.number, now, &mut self.batch);
+        if formed.has_bodies {
+            self.reclaim.note_bodies();
+        }
         let must_sync = formed.must_last || self.unsynced_since.is_some();
-        let is_due = self.sync_at().is_some_and(|at| Instant::now() >= at);
+        let is_due = self.sync_at().is_some_and(|at| now >= at);
         let sync = must_sync && (is_due || (is_wanted && self.mode == SyncMode::Always));
         self.write_batch(sync)?;
+        self.shared.metrics.add_group(&formed, self.batch.size());
         self.batch.clear(BATCH_BYTES_KEPT);
-        self.written = group;
-        self.shared.set_written(group, items, bytes);
+        self.written = group.number;
+        self.shared.set_written(group);
         if sync {
             self.is_synced();
         } else if formed.must_last {
@@ -128,11 +129,25 @@ impl Committer {
         Ok(())
     }
 
+    /// Gives space back while nothing else is to be done.
+    fn reclaim(&mut self) -> Result<(), String> {
+        self.reclaim.step(&mut self.former.lanes, &self.shared, &mut self.batch);
+        if !self.batch.is_empty() {
+            self.write_batch(false)?;
+            self.batch.clear(BATCH_BYTES_KEPT);
+        }
+        Ok(())
+    }
+
     /// Writes the batch, and waits for room if the disk is full.
     fn write_batch(&mut self, sync: bool) -> Result<(), String> {
         loop {
+            let start = Instant::now();
             match self.shared.engine.write(&self.batch, sync) {
                 Ok(()) => {
+                    if sync {
+                        self.shared.metrics.add_sync(start.elapsed());
+                    }
                     if self.shared.is_full() {
                         info!("the store has room again and goes on");
                         self.shared.set_full(false);
@@ -148,10 +163,9 @@ impl Committer {
                         );
                         self.shared.set_full(true);
                     }
-                    if self.shared.is_closing() {
+                    if self.shared.wait_for_close(RETRY_DELAY) {
                         return Err(format!("the disk was full at the end: {reason}"));
                     }
-                    thread::sleep(RETRY_DELAY);
                 }
                 Err(WriteError::Failed(reason)) => return Err(reason),
             }
@@ -160,10 +174,17 @@ impl Committer {
 
     fn sync(&mut self) -> Result<(), String> {
         if self.unsynced_since.is_some() {
-            self.shared.engine.sync().map_err(|error| error.to_string())?;
-            self.is_synced();
+            self.sync_engine()?;
         }
         self.tell();
+        Ok(())
+    }
+
+    fn sync_engine(&mut self) -> Result<(), String> {
+        let start = Instant::now();
+        self.shared.engine.sync().map_err(|error| error.to_string())?;
+        self.shared.metrics.add_sync(start.elapsed());
+        self.is_synced();
         Ok(())
     }
 
@@ -186,14 +207,10 @@ impl Committer {
         }
     }
 
-    fn close(&mut self, items: Vec<Item>, bytes: usize, group: u64) -> Result<(), String> {
-        if !items.is_empty() {
-            self.write(items, bytes, group, true)?;
-        }
-        self.shared.engine.sync().map_err(|error| error.to_string())?;
-        self.is_synced();
+    fn close(&mut self) -> Result<(), String> {
+        self.sync_engine()?;
         self.tell();
-        debug!(groups = self.written, "store closed");
+        debug!(group = self.written, "store closed: {}", self.shared.metrics);
         Ok(())
     }
 

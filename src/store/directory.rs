@@ -107,3 +107,44 @@ impl SyncedMark {
         self.file.write_all_at(format!("{group:020}\n").as_bytes(), 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_format_is_refused_by_its_number() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("data/store");
+        prepare(&path).expect("made");
+        assert_eq!(found_format(&path).expect("stamped"), Some(FORMAT));
+        prepare(&path).expect("opened again");
+        fs::write(path.join(FORMAT_FILE), format!("{}\n", FORMAT + 1)).expect("written");
+        let refused = prepare(&path).expect_err("newer").to_string();
+        assert!(refused.contains(&format!("format {}", FORMAT + 1)), "{refused}");
+        assert!(refused.contains(&format!("format {FORMAT}")), "{refused}");
+        for text in ["", "0", "one"] {
+            fs::write(path.join(FORMAT_FILE), text).expect("written");
+            assert!(matches!(prepare(&path), Err(StoreError::Damaged(_))), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn files_without_a_stamp_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        fs::create_dir(engine(dir.path())).expect("made");
+        assert!(matches!(prepare(dir.path()), Err(StoreError::Damaged(_))));
+    }
+
+    #[test]
+    fn the_mark_is_replaced_as_a_whole() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (mark, found) = SyncedMark::open(dir.path()).expect("made");
+        assert_eq!(found, None);
+        mark.set(u64::MAX).expect("written");
+        mark.set(12).expect("written");
+        assert_eq!(SyncedMark::open(dir.path()).expect("opened").1, Some(12));
+        fs::write(dir.path().join(SYNCED_FILE), "12 and more").expect("written");
+        assert_eq!(SyncedMark::read(dir.path()), None);
+    }
+}

@@ -50,8 +50,15 @@ pub(super) trait Engine: Send + Sync {
     /// sound, and the next key is the damaged one.
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError>;
 
-    /// Gives disk space back that deletions in these ranges have freed. It may take seconds.
+    /// Gives disk space back that deletions in this range have freed, where that takes no copying
+    /// of large values. It may take seconds.
     fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), ReadError>;
+
+    /// Bytes of large values that are deleted and still on disk, and of all that are on disk.
+    fn garbage(&self, table: Table) -> Result<(u64, u64), ReadError>;
+
+    /// Copies large values to get rid of the garbage between them. It may take minutes.
+    fn rewrite(&self, table: Table) -> Result<(), ReadError>;
 
     /// Closes the files. Reads fail from here on.
     fn close(&self);

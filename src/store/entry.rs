@@ -131,6 +131,11 @@ impl EntryWriter {
         self.body_bytes = 0;
     }
 
+    /// Whether bodies are shared since the group began.
+    pub(super) fn has_shared(&self) -> bool {
+        !self.shared.is_empty()
+    }
+
     /// Queue, lane and bytes, shared bodies included, that were written since the group began.
     pub(super) fn written(&self) -> &[(u64, u8, u64)] {
         &self.written

@@ -24,6 +24,9 @@ use crate::queue::{LaneHead, Mark};
 /// Where the number of the newest group is.
 pub(super) const GROUP: &[u8] = b"group";
 
+/// After every key.
+pub(super) const END: [u8; 32] = [0xff; 32];
+
 const HEAD_FORMAT: u8 = 1;
 const SETTLED: u8 = 0;
 const RETURNED: u8 = 1;
@@ -62,8 +65,7 @@ pub(super) fn lane_end(queue: u64, lane: u8) -> Vec<u8> {
 pub(super) fn queue_end(queue: u64) -> Vec<u8> {
     match queue.checked_add(1) {
         Some(next) => next.to_be_bytes().to_vec(),
-        // Longer than any key with this prefix.
-        None => vec![0xff; 32],
+        None => END.to_vec(),
     }
 }
 
@@ -197,4 +199,89 @@ pub(super) fn parse_references(value: &[u8]) -> Option<Vec<Place>> {
         };
         entries.iter().map(place).collect()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn ends_are_behind_the_last_key_and_before_the_next() {
+        for (queue, lane) in [(0, 0), (7, 254), (7, 255), (u64::MAX, 3), (u64::MAX, 255)] {
+            let last = mark(queue, &Mark::Returned { lane, seq: u64::MAX, count: 1 });
+            assert!(last.as_slice() < lane_end(queue, lane).as_slice());
+            assert!(lane_end(queue, lane) <= queue_end(queue));
+        }
+        assert!(lane_end(7, 3).as_slice() <= place(7, 4, 0).as_slice());
+        assert!(lane_end(7, 255).as_slice() <= place(8, 0, 0).as_slice());
+    }
+
+    #[test]
+    fn the_layout_stays_as_it_is() {
+        let head = LaneHead { lane: 3, watermark: 1, next: 9, count: 2, ..LaneHead::default() };
+        let mut value = Vec::new();
+        write_head(&head, &mut value);
+        assert_eq!(value.len(), 50);
+        assert_eq!((value[0], value[1], value[9], value[25], value[49]), (1, 1, 9, 2, 0));
+        assert_eq!(place(0x0102, 3, 4), *b"\0\0\0\0\0\0\x01\x02\x03\0\0\0\0\0\0\0\x04");
+        let settled = Mark::Settled { lane: 3, start: 4, end: 6 };
+        assert_eq!(mark(2, &settled), *b"\0\0\0\0\0\0\0\x02\x03\0\0\0\0\0\0\0\x04\0");
+        let returned = Mark::Returned { lane: 3, seq: 4, count: 6 };
+        assert_eq!(mark(2, &returned), *b"\0\0\0\0\0\0\0\x02\x03\0\0\0\0\0\0\0\x04\x01");
+        assert_eq!(body(1), *b"b\0\0\0\0\0\0\0\x01");
+        assert_eq!(references(1), *b"r\0\0\0\0\0\0\0\x01");
+    }
+
+    #[test]
+    fn what_is_malformed_is_refused() {
+        assert_eq!(parse_head(b"12345678"), None);
+        assert_eq!(parse_head_value(0, &[1; 49]), None);
+        assert_eq!(parse_head_value(0, &[2; 50]), None);
+        assert_eq!(parse_mark(&[2; 18], &[0; 8]), None);
+        assert_eq!(parse_mark(&[0; 18], &[0; 8]), None, "a range that is empty");
+        assert_eq!(parse_mark(&[1; 17], &[0; 4]), None);
+        assert_eq!(parse_body(b"x12345678"), None);
+        assert_eq!(parse_references(&[0; 18]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn keys_and_values_round_trip(
+            queue: u64, lane: u8, a: u64, b in 1..u64::MAX, count: u32, numbers: [u64; 6],
+            may_expire: bool,
+        ) {
+            prop_assert_eq!(parse_place(&place(queue, lane, a)), Some((queue, lane, a)));
+            prop_assert_eq!(parse_head(&head(queue, lane)), Some((queue, lane)));
+            let [watermark, next, delivered, count_64, body_bytes, cost] = numbers;
+            let head = LaneHead {
+                lane, watermark, next, delivered, count: count_64, body_bytes, cost, may_expire,
+            };
+            let mut value = Vec::new();
+            write_head(&head, &mut value);
+            prop_assert_eq!(parse_head_value(lane, &value), Some(head));
+            let end = a.saturating_add(b);
+            for mark in [
+                Mark::Settled { lane, start: a.min(u64::MAX - 1), end },
+                Mark::Returned { lane, seq: a, count },
+            ] {
+                let mut value = Vec::new();
+                write_mark(&mark, &mut value);
+                prop_assert_eq!(parse_mark(&super::mark(queue, &mark), &value), Some((queue, mark)));
+            }
+            prop_assert_eq!(parse_body(&body(a)), Some((true, a)));
+            prop_assert_eq!(parse_body(&references(a)), Some((false, a)));
+            let mut list = Vec::new();
+            write_reference((queue, lane, a), &mut list);
+            write_reference((a, lane, queue), &mut list);
+            let places = vec![(queue, lane, a), (a, lane, queue)];
+            prop_assert_eq!(parse_references(&list), Some(places));
+        }
+
+        #[test]
+        fn places_sort_as_their_numbers_do(a: (u64, u8, u64), b: (u64, u8, u64)) {
+            prop_assert_eq!(place(a.0, a.1, a.2).cmp(&place(b.0, b.1, b.2)), a.cmp(&b));
+        }
+    }
 }

@@ -41,9 +41,9 @@ impl MemoryEngine {
         self.0.lock().countdown = Some(operations);
     }
 
-    /// Lets every sync fail.
-    pub(crate) fn fail_sync(&self) {
-        self.0.lock().sync_fails = true;
+    /// Lets every sync fail, or none.
+    pub(crate) fn fail_sync(&self, fails: bool) {
+        self.0.lock().sync_fails = fails;
     }
 
     /// Has no room, or has room again.
@@ -164,6 +164,14 @@ impl Engine for MemoryEngine {
     }
 
     fn compact(&self, _table: Table, _keys: Range<&[u8]>) -> Result<(), ReadError> {
+        Ok(())
+    }
+
+    fn garbage(&self, _table: Table) -> Result<(u64, u64), ReadError> {
+        Ok((0, 0))
+    }
+
+    fn rewrite(&self, _table: Table) -> Result<(), ReadError> {
         Ok(())
     }
 

@@ -11,16 +11,22 @@
 //! full disk is waited for.
 
 mod batch;
+mod check;
 mod commit;
 mod directory;
 mod engine;
 mod entry;
 mod group;
+#[cfg(test)]
+mod group_tests;
 mod keys;
+mod lanes;
 #[cfg(test)]
 mod memory;
+mod metrics;
 mod part;
 mod read;
+mod reclaim;
 #[cfg(feature = "rocksdb")]
 mod rocks;
 mod run_value;
@@ -34,6 +40,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -41,12 +48,14 @@ use thiserror::Error;
 use crate::queue::{LaneHead, Mark, Records, StoredRun};
 
 use batch::Table;
+pub(crate) use check::{Report, check};
 use commit::Committer;
 use directory::SyncedMark;
 use engine::{Engine, ReadError};
 use group::{Former, Item};
 #[cfg(test)]
 pub(crate) use memory::MemoryEngine;
+pub(crate) use metrics::Metrics;
 pub(crate) use spill::Spill;
 use waiting::Shared;
 
@@ -187,18 +196,25 @@ pub(crate) struct LostAtOpen {
     pub(crate) synced: u64,
 }
 
+/// Where the store is in a data directory.
+pub(crate) fn directory_in(data_dir: &Path) -> PathBuf {
+    data_dir.join("store")
+}
+
 #[cfg(feature = "rocksdb")]
-fn open_engine(directory: &Path) -> Result<Box<dyn Engine>, StoreError> {
-    let engine = rocks::RocksEngine::open(&directory::engine(directory));
-    let engine = engine.map_err(|error| StoreError::Io {
-        path: directory.to_owned(),
-        reason: error.to_string(),
-    })?;
-    Ok(Box::new(engine))
+fn open_engine(directory: &Path, is_read_only: bool) -> Result<Box<dyn Engine>, StoreError> {
+    let path = directory::engine(directory);
+    let engine = match is_read_only {
+        true => rocks::RocksEngine::open_read_only(&path),
+        false => rocks::RocksEngine::open(&path),
+    };
+    let failed =
+        |error: ReadError| StoreError::Io { path: directory.to_owned(), reason: error.to_string() };
+    Ok(Box::new(engine.map_err(failed)?))
 }
 
 #[cfg(not(feature = "rocksdb"))]
-fn open_engine(directory: &Path) -> Result<Box<dyn Engine>, StoreError> {
+fn open_engine(directory: &Path, _is_read_only: bool) -> Result<Box<dyn Engine>, StoreError> {
     let reason = "this program was built without one, see the feature rocksdb".to_owned();
     Err(StoreError::Io { path: directory.to_owned(), reason })
 }
@@ -208,7 +224,7 @@ impl Store {
     /// the business of whoever holds the data directory.
     pub(crate) fn open(directory: &Path, options: &Options) -> Result<Self, StoreError> {
         directory::prepare(directory)?;
-        let engine = open_engine(directory)?;
+        let engine = open_engine(directory, false)?;
         let (mark, synced) = SyncedMark::open(directory)?;
         let mut store = Self::start(engine, options, Some(mark))?;
         store.lost_at_open = store.lost_since(synced);
@@ -238,9 +254,8 @@ impl Store {
         mark: Option<SyncedMark>,
     ) -> Result<Self, StoreError> {
         let mut former = Former::default();
-        let mut heads = Vec::new();
-        read::heads(&*engine, &mut |queue, head| heads.push((queue, head)))?;
-        heads.into_iter().for_each(|(queue, head)| former.recover(queue, head));
+        let now = Instant::now();
+        read::heads(&*engine, &mut |queue, head| former.lanes.recover(queue, head, now))?;
         let newest = read::newest_group(&*engine)?;
         let shared = Arc::new(Shared::new(engine, options, newest));
         let committer = Committer::new(shared.clone(), former, options.sync, mark, newest);
@@ -317,6 +332,16 @@ impl Store {
     /// Whether the disk is full, so that nothing is written until there is room.
     pub(crate) fn is_full(&self) -> bool {
         self.shared.is_full()
+    }
+
+    /// What was counted since the store was opened.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// What was handed over and is not written (bytes).
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.shared.waiting_bytes()
     }
 
     /// Why nothing is written any more, for good. The broker must be restarted.

@@ -8,16 +8,13 @@ use std::ops::{ControlFlow, Range};
 use bytes::Bytes;
 use tracing::error;
 
-use crate::queue::{LaneHead, Mark};
+use crate::queue::{LaneHead, Mark, body_number, record_len};
 
 use super::batch::Table;
 use super::engine::{Engine, ReadError};
 use super::keys;
 use super::run_value::{BodyPlace, RunValue, StoredSpan};
 use super::{Chunk, Entry, StoreError, StoredRun};
-
-/// The end of every key.
-const KEYS_END: [u8; 32] = [0xff; 32];
 
 /// The number of the newest group, 0 if there was none.
 pub(super) fn newest_group(engine: &dyn Engine) -> Result<u64, StoreError> {
@@ -32,7 +29,7 @@ pub(super) fn heads(
     each: &mut dyn FnMut(u64, LaneHead),
 ) -> Result<(), StoreError> {
     let mut wrong = None;
-    engine.scan(Table::Heads, &[]..&KEYS_END, &mut |key, value| {
+    engine.scan(Table::Heads, &[]..&keys::END, &mut |key, value| {
         let parsed = keys::parse_head(key)
             .and_then(|(queue, lane)| Some((queue, keys::parse_head_value(lane, value)?)));
         match parsed {
@@ -52,7 +49,7 @@ pub(super) fn heads(
 /// All keys and values of a table, in the order of keys.
 pub(super) fn entries(engine: &dyn Engine, table: Table) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
-    engine.scan(table, &[]..&KEYS_END, &mut |key, value| {
+    engine.scan(table, &[]..&keys::END, &mut |key, value| {
         entries.push((key.to_vec(), value.to_vec()));
         ControlFlow::Continue(())
     })?;
@@ -125,6 +122,10 @@ impl Reader<'_> {
         };
         for span in run.spans().filter(|span| span.span.last() >= from) {
             let (first, last) = (span.span.first, span.span.last());
+            if !records_add_up(&span) {
+                self.lose(first.max(from)..last + 1, "its records do not add up");
+                continue;
+            }
             match self.bodies(&span)? {
                 Ok(bodies) => {
                     let bytes = span.records.to_vec();
@@ -132,10 +133,20 @@ impl Reader<'_> {
                     self.bytes_left = self.bytes_left.saturating_sub(size);
                     self.chunk.runs.push(StoredRun { first, last, bytes, bodies });
                 }
+                // A body goes once those who refer to it are settled, which may be just now.
+                Err(_) if self.watermark()? > last => {}
                 Err(reason) => self.lose(first.max(from)..last + 1, &reason),
             }
         }
         Ok(())
+    }
+
+    /// The lane's watermark as it is stored; everything is settled of a queue that is gone.
+    fn watermark(&self) -> Result<u64, StoreError> {
+        let key = keys::head(self.queue, self.lane);
+        let Some(value) = self.engine.value(Table::Heads, &key)? else { return Ok(u64::MAX) };
+        let head = keys::parse_head_value(self.lane, &value);
+        head.map(|head| head.watermark).ok_or_else(|| damaged(Table::Heads, &key))
     }
 
     /// The bodies of a span, or what is wrong with them.
@@ -224,7 +235,25 @@ impl Reader<'_> {
     }
 }
 
+/// Whether there are as many records as the span says, which refer to no bodies but its own.
+fn records_add_up(span: &StoredSpan<'_>) -> bool {
+    let mut rest = span.records;
+    for _ in 0..span.span.messages {
+        let Some(len) = record_len(rest) else { return false };
+        let (record, others) = rest.split_at(len);
+        if body_number(record).is_some_and(|number| number >= span.span.bodies) {
+            return false;
+        }
+        rest = others;
+    }
+    rest.is_empty()
+}
+
 fn damaged(table: Table, key: &[u8]) -> StoreError {
-    let key: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-    StoreError::Damaged(format!("the entry {key} of {} does not add up", table.name()))
+    StoreError::Damaged(format!("the entry {} of {} does not add up", hex(key), table.name()))
+}
+
+/// A key in reports.
+pub(super) fn hex(key: &[u8]) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::RwLock;
 use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, DBRecoveryMode, ErrorKind, FlushOptions, LogLevel, Options, ReadOptions,
-    WriteBatch, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
+    CompactOptions, DB, DBCompressionType, DBRecoveryMode, ErrorKind, LogLevel, Options,
+    ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::batch::{Batch, Operation, Table};
@@ -23,14 +23,13 @@ use super::engine::{Each, Engine, ReadError, WriteError};
 
 const MIB: usize = 1024 * 1024;
 
-/// Messages in memory until they are flushed: also what is read again after a crash.
-const MESSAGES_BUFFER_BYTES: usize = 16 * MIB;
+/// What is in memory of all tables until they are flushed, all at once. So much, twice at most, is
+/// in the log, and is read again after a crash.
+const BUFFER_BYTES: usize = 16 * MIB;
+const BUFFERS_MAX: i32 = 3;
 
-/// The same for the small tables.
-const SMALL_BUFFER_BYTES: usize = 2 * MIB;
-
-/// The log is cut by flushing once it has this size, which bounds the time that opening takes.
-const LOG_BYTES: u64 = 24 * MIB as u64;
+/// The same of one table: more than the log ever has, so that opening flushes nothing.
+const TABLE_BUFFER_BYTES: usize = 64 * MIB;
 
 /// Blocks of tables in memory.
 const CACHE_BYTES: usize = 8 * MIB;
@@ -38,6 +37,9 @@ const CACHE_BYTES: usize = 8 * MIB;
 /// Values of this size and more go to blob files, which are this large.
 const BLOB_BYTES_MIN: u64 = 4 * 1024;
 const BLOB_FILE_BYTES: u64 = 64 * MIB as u64;
+
+/// Of the oldest blob files, this part is rewritten when there is too much garbage in them all.
+const REWRITE_PART: f64 = 0.5;
 
 const OPEN_FILES_MAX: i32 = 256;
 
@@ -61,7 +63,17 @@ struct State {
 impl RocksEngine {
     /// Opens the database in this directory, or makes one.
     pub(super) fn open(path: &Path) -> Result<Self, ReadError> {
-        let db = open(path).map_err(|error| read_error(&error))?;
+        Self::over(path, open(path))
+    }
+
+    /// Opens the database for reading, and leaves it as it is.
+    pub(super) fn open_read_only(path: &Path) -> Result<Self, ReadError> {
+        let open = |options| DB::open_cf_descriptors_read_only(&options, path, families(), false);
+        Self::over(path, database_options().and_then(open))
+    }
+
+    fn over(path: &Path, db: Result<DB, rocksdb::Error>) -> Result<Self, ReadError> {
+        let db = db.map_err(|error| read_error(&error))?;
         let state = RwLock::new(State { db: Some(db), was_full: false });
         Ok(Self { path: path.to_owned(), state })
     }
@@ -168,11 +180,32 @@ impl Engine for RocksEngine {
     fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), ReadError> {
         self.with(|db| {
             let family = family(db, table);
-            db.flush_cf_opt(family, &FlushOptions::default())?;
+            db.flush_cf(family)?;
             let mut options = CompactOptions::default();
             options.set_exclusive_manual_compaction(false);
             db.compact_range_cf_opt(family, Some(keys.start), Some(keys.end), &options);
             Ok(())
+        })
+    }
+
+    fn garbage(&self, table: Table) -> Result<(u64, u64), ReadError> {
+        self.with(|db| {
+            let bytes = |name| db.property_int_value_cf(family(db, table), name);
+            let garbage = bytes("rocksdb.live-blob-file-garbage-size")?;
+            let all = bytes("rocksdb.live-blob-file-size")?;
+            Ok((garbage.unwrap_or(0), all.unwrap_or(0)))
+        })
+    }
+
+    fn rewrite(&self, table: Table) -> Result<(), ReadError> {
+        self.with(|db| {
+            let family = family(db, table);
+            db.set_options_cf(family, &[("enable_blob_garbage_collection", "true")])?;
+            let mut options = CompactOptions::default();
+            options.set_exclusive_manual_compaction(false);
+            options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+            db.compact_range_cf_opt(family, None::<&[u8]>, None::<&[u8]>, &options);
+            db.set_options_cf(family, &[("enable_blob_garbage_collection", "false")])
         })
     }
 
@@ -186,20 +219,27 @@ impl Engine for RocksEngine {
 }
 
 fn open(path: &Path) -> Result<DB, rocksdb::Error> {
-    let cache = Cache::new_lru_cache(CACHE_BYTES);
-    let families = Table::ALL
-        .map(|table| ColumnFamilyDescriptor::new(table.name(), table_options(table, &cache)));
-    DB::open_cf_descriptors(&database_options(), path, families)
+    DB::open_cf_descriptors(&database_options()?, path, families())
 }
 
-fn database_options() -> Options {
-    let mut options = Options::default();
+fn families() -> impl Iterator<Item = ColumnFamilyDescriptor> {
+    let cache = Cache::new_lru_cache(CACHE_BYTES);
+    Table::ALL
+        .into_iter()
+        .map(move |table| ColumnFamilyDescriptor::new(table.name(), table_options(table, &cache)))
+}
+
+fn database_options() -> Result<Options, rocksdb::Error> {
+    // What is in the log stays there and in memory: opening writes no messages.
+    let mut options =
+        Options::default().get_options_from_string("avoid_flush_during_recovery=true")?;
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_paranoid_checks(true);
     // A torn end is what a crash leaves. What was lost of synced data is noticed by its number.
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    options.set_max_total_wal_size(LOG_BYTES);
+    options.set_db_write_buffer_size(BUFFER_BYTES);
+    options.set_atomic_flush(true);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_skip_stats_update_on_db_open(true);
     options.set_max_background_jobs(2);
@@ -211,7 +251,7 @@ fn database_options() -> Options {
     // One thread writes.
     options.set_allow_concurrent_memtable_write(false);
     options.set_enable_write_thread_adaptive_yield(false);
-    options
+    Ok(options)
 }
 
 fn table_options(table: Table, cache: &Cache) -> Options {
@@ -222,21 +262,17 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     let mut options = Options::default();
     options.set_block_based_table_factory(&blocks);
     options.set_compression_type(DBCompressionType::None);
-    let has_blobs = matches!(table, Table::Messages | Table::Bodies);
-    options.set_write_buffer_size(if has_blobs {
-        MESSAGES_BUFFER_BYTES
-    } else {
-        SMALL_BUFFER_BYTES
-    });
-    options.set_max_write_buffer_number(3);
-    if has_blobs {
+    options.set_write_buffer_size(TABLE_BUFFER_BYTES);
+    options.set_arena_block_size(MIB / 4);
+    options.set_max_write_buffer_number(BUFFERS_MAX);
+    if matches!(table, Table::Messages | Table::Bodies) {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(BLOB_BYTES_MIN);
         options.set_blob_file_size(BLOB_FILE_BYTES);
         options.set_blob_compression_type(DBCompressionType::None);
-        options.set_enable_blob_gc(true);
-        options.set_blob_gc_age_cutoff(0.25);
-        options.set_blob_gc_force_threshold(0.5);
+        // Blobs are moved by `rewrite` only: most die of age where they are.
+        options.set_enable_blob_gc(false);
+        options.set_blob_gc_age_cutoff(REWRITE_PART);
     }
     options
 }

@@ -187,3 +187,81 @@ fn take(at: &mut usize, len: usize) -> Range<usize> {
     *at += len;
     from..*at
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn value() -> Vec<u8> {
+        let spans = [
+            Span { first: 5, messages: 2, bytes: 3, bodies: 1 },
+            Span { first: 9, messages: 1, bytes: 2, bodies: 2 },
+        ];
+        let bodies = [BodyPlace::Inline(4), BodyPlace::Shared(77), BodyPlace::Inline(1)];
+        let mut value = Vec::new();
+        write_head(&spans, bodies.iter(), &mut value);
+        assert_eq!(value.len(), 1 + 4 + 2 * 20 + 3 * 9);
+        value.extend_from_slice(b"abcdeBODYx");
+        value
+    }
+
+    #[test]
+    fn spans_come_back_with_their_bodies() {
+        let value = value();
+        let spans: Vec<_> = RunValue::parse(&value, 9).expect("well-formed").spans().collect();
+        assert_eq!((spans[0].span.first, spans[0].span.last()), (5, 6));
+        assert_eq!(spans[0].records, b"abc");
+        assert_eq!(spans[0].bodies, [(BodyPlace::Inline(4), &b"BODY"[..])]);
+        assert_eq!((spans[1].span.first, spans[1].records), (9, &b"de"[..]));
+        let bodies = [(BodyPlace::Shared(77), &b""[..]), (BodyPlace::Inline(1), &b"x"[..])];
+        assert_eq!(spans[1].bodies, bodies);
+    }
+
+    #[test]
+    fn what_does_not_add_up_is_refused() {
+        let value = value();
+        assert!(RunValue::parse(&value, 8).is_none(), "another last sequence number");
+        for len in 0..value.len() {
+            assert!(RunValue::parse(&value[..len], 9).is_none(), "{len} bytes of it");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut value = value.clone();
+            value[at] = byte;
+            value
+        };
+        assert!(RunValue::parse(&with(0, 2), 9).is_none(), "another format");
+        assert!(RunValue::parse(&with(1, 0), 9).is_none(), "no spans");
+        assert!(RunValue::parse(&with(25, 6), 9).is_none(), "spans that overlap");
+        assert!(RunValue::parse(&with(45, 2), 9).is_none(), "another kind of body");
+        assert!(RunValue::parse(&with(52, 0xff), 9).is_none(), "a body of any length");
+        let mut long = value.clone();
+        long.push(0);
+        assert!(RunValue::parse(&long, 9).is_none(), "something behind it");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(
+            mut bytes in prop::collection::vec(any::<u8>(), 0..120), last: u64, spans in 0..4u8,
+        ) {
+            if bytes.len() > 4 {
+                bytes[..5].copy_from_slice(&[1, spans, 0, 0, 0]);
+            }
+            if let Some(run) = RunValue::parse(&bytes, last) {
+                prop_assert!(run.spans().count() > 0);
+            }
+        }
+
+        #[test]
+        fn no_flipped_byte_makes_it_panic(at in 0..82usize, byte: u8, last in 0..12u64) {
+            let mut value = value();
+            let at = at % value.len();
+            value[at] = byte;
+            if let Some(run) = RunValue::parse(&value, last) {
+                prop_assert!(run.spans().count() > 0);
+            }
+        }
+    }
+}

@@ -6,7 +6,7 @@
 //! Invariants: `completed <= durable <= written < open`; everybody who waits for a group up to
 //! `completed` was told.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
-use crate::queue::Records;
+use crate::queue::{Mark, Records};
 
 use super::engine::Engine;
 use super::group::Item;
+use super::metrics::Metrics;
 use super::{Completion, Options, Outcome, Ticket};
 
 /// While nobody waits for it, a group is taken at this age at the latest.
@@ -25,6 +26,9 @@ const LINGER: Duration = Duration::from_millis(10);
 
 /// And with this size (bytes), whatever its age.
 const LINGER_BYTES: usize = 1024 * 1024;
+
+/// A group takes nothing more once it has this size (bytes), and the next one begins.
+const GROUP_BYTES: usize = 8 * 1024 * 1024;
 
 /// A group that is waited for waits so long for the end of a fan-out.
 const FANOUT_WAIT: Duration = Duration::from_millis(2);
@@ -36,40 +40,58 @@ const ITEM_BYTES: usize = 128;
 const SPARES_MAX: usize = 64;
 const SPARE_BYTES: usize = 256 * 1024;
 
+/// The ticket of what is not taken any more.
+const NEVER: Ticket = Ticket(u64::MAX);
+
 /// What the store's thread does next.
 pub(super) enum Work {
-    /// Write these items as the group of this number. Somebody waits for a group up to `wanted`.
-    Write { items: Vec<Item>, bytes: usize, group: u64, wanted: u64 },
+    /// Write this group; whether somebody waits for it or one before it.
+    Write { group: Group, is_wanted: bool },
     /// Sync: somebody waits, or it is time.
     Sync,
     /// Nothing was handed over until the time that was given.
     Idle,
-    /// Write what there is, and end.
-    Close { items: Vec<Item>, bytes: usize, group: u64 },
+    /// Everything is written, and nothing more is taken.
+    Close,
 }
 
-#[derive(Default)]
-struct Waiting {
-    /// The number of the group that is being formed.
-    open: u64,
-    items: Vec<Item>,
-    /// Of the items.
-    bytes: usize,
+/// What is written together.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) number: u64,
+    pub(super) items: Vec<Item>,
+    /// What the items take in memory.
+    pub(super) bytes: usize,
     /// When the first item came.
     since: Option<Instant>,
+}
+
+impl Group {
+    fn new(number: u64) -> Self {
+        Self { number, items: Vec::new(), bytes: 0, since: None }
+    }
+}
+
+struct Waiting {
+    /// Groups that are full, the oldest first.
+    full: VecDeque<Group>,
+    /// The group that is being formed.
+    open: Group,
     completions: BTreeMap<u64, Vec<Completion>>,
     /// Fan-outs that have begun and not ended.
     fanouts: usize,
     spares: Vec<Records>,
     rooms: Vec<Waker>,
+    /// Nothing more is taken, but what was taken is written.
     is_closing: bool,
-    /// Nothing more is taken; whoever waits has lost.
+    /// Whoever waits has lost.
     has_ended: bool,
 }
 
 /// See the module's description.
 pub(super) struct Shared {
     pub(super) engine: Box<dyn Engine>,
+    pub(super) metrics: Metrics,
     waiting: Mutex<Waiting>,
     changed: Condvar,
     written: AtomicU64,
@@ -83,9 +105,20 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(engine: Box<dyn Engine>, options: &Options, newest: u64) -> Self {
+        let waiting = Waiting {
+            full: VecDeque::new(),
+            open: Group::new(newest + 1),
+            completions: BTreeMap::new(),
+            fanouts: 0,
+            spares: Vec::new(),
+            rooms: Vec::new(),
+            is_closing: false,
+            has_ended: false,
+        };
         Self {
             engine,
-            waiting: Mutex::new(Waiting { open: newest + 1, ..Waiting::default() }),
+            metrics: Metrics::default(),
+            waiting: Mutex::new(waiting),
             changed: Condvar::new(),
             written: AtomicU64::new(newest),
             completed: AtomicU64::new(newest),
@@ -108,36 +141,42 @@ impl Shared {
     }
 
     fn add(&self, waiting: &mut Waiting, item: Item) -> Ticket {
-        let ticket = Ticket(waiting.open);
-        if waiting.has_ended {
-            return ticket;
+        if waiting.is_closing || waiting.has_ended {
+            return NEVER;
         }
         let bytes = item_bytes(&item);
-        let before = waiting.bytes;
-        waiting.items.push(item);
-        waiting.bytes += bytes;
         self.backlog.fetch_add(bytes, Ordering::Relaxed);
-        if waiting.since.is_none() {
-            waiting.since = Some(Instant::now());
-            self.changed.notify_one();
-        } else if before < LINGER_BYTES && waiting.bytes >= LINGER_BYTES {
+        let open = &mut waiting.open;
+        let ticket = Ticket(open.number);
+        let was_small = open.bytes < LINGER_BYTES;
+        open.items.push(item);
+        open.bytes += bytes;
+        let is_first = open.since.is_none();
+        open.since.get_or_insert_with(Instant::now);
+        let becomes_large = was_small && open.bytes >= LINGER_BYTES;
+        if open.bytes >= GROUP_BYTES {
+            let next = Group::new(open.number + 1);
+            let group = std::mem::replace(open, next);
+            waiting.full.push_back(group);
+        }
+        if is_first || becomes_large {
             self.changed.notify_one();
         }
         ticket
     }
 
-    pub(super) fn when_durable(&self, Ticket(group): Ticket, completion: Completion) {
-        if group <= self.completed.load(Ordering::Acquire) {
+    pub(super) fn when_durable(&self, ticket: Ticket, completion: Completion) {
+        if self.is_durable(ticket) {
             return completion(Outcome::Durable);
         }
         let mut waiting = self.waiting.lock();
         // Only under the lock does it stay as it is.
-        let outcome = if group <= self.completed.load(Ordering::Acquire) {
+        let outcome = if self.is_durable(ticket) {
             Outcome::Durable
         } else if waiting.has_ended {
             Outcome::Lost
         } else {
-            waiting.completions.entry(group).or_default().push(completion);
+            waiting.completions.entry(ticket.0).or_default().push(completion);
             drop(waiting);
             self.changed.notify_one();
             return;
@@ -151,7 +190,7 @@ impl Shared {
     }
 
     pub(super) fn is_written(&self, Ticket(group): Ticket) -> bool {
-        group <= self.written.load(Ordering::Acquire)
+        group <= self.newest()
     }
 
     /// The newest group that is written.
@@ -172,7 +211,11 @@ impl Shared {
     }
 
     pub(super) fn is_congested(&self) -> bool {
-        self.backlog.load(Ordering::Relaxed) > self.backlog_max
+        self.waiting_bytes() > self.backlog_max
+    }
+
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.backlog.load(Ordering::Relaxed)
     }
 
     pub(super) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
@@ -207,12 +250,18 @@ impl Shared {
         self.changed.notify_one();
     }
 
-    pub(super) fn is_closing(&self) -> bool {
-        self.waiting.lock().is_closing
+    /// Waits so long, or until the store is to close. Returns whether it is.
+    pub(super) fn wait_for_close(&self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
+        let mut waiting = self.waiting.lock();
+        while !waiting.is_closing && Instant::now() < until {
+            self.changed.wait_until(&mut waiting, until);
+        }
+        waiting.is_closing
     }
 
     /// Waits for something to do, but for a sync at `sync_at` and for nothing else after `idle_at`.
-    /// All groups up to `durable` are so.
+    /// Who waits for a group up to `durable` is being told.
     pub(super) fn next_work(
         &self,
         durable: u64,
@@ -222,43 +271,26 @@ impl Shared {
         let mut waiting = self.waiting.lock();
         let mut fanout_until = None;
         loop {
-            if waiting.is_closing {
-                let (items, bytes, group, _) = waiting.take();
-                return Work::Close { items, bytes, group };
-            }
             let now = Instant::now();
-            let newest_wanted = waiting.completions.last_key_value().map_or(0, |(group, _)| *group);
-            let mut until = earliest(sync_at, idle_at);
-            if let Some(since) = waiting.since {
-                let is_wanted = newest_wanted >= waiting.open;
-                let is_large = waiting.bytes >= LINGER_BYTES;
-                let take_at = if !is_wanted && !is_large {
-                    since + LINGER
-                } else if waiting.fanouts > 0 {
-                    *fanout_until.get_or_insert(now + FANOUT_WAIT)
-                } else {
-                    now
-                };
-                if now >= take_at {
-                    let (items, bytes, group, wanted) = waiting.take();
-                    return Work::Write { items, bytes, group, wanted };
-                }
-                until = earliest(until, Some(take_at));
-            } else if newest_wanted >= waiting.open {
-                // A ticket of a group that never came to be: there is nothing in it.
-                let (items, bytes, group, wanted) = waiting.take();
-                return Work::Write { items, bytes, group, wanted };
+            let take_at = waiting.take_at(now, &mut fanout_until);
+            if take_at.is_some_and(|at| now >= at) {
+                let group = waiting.take();
+                let first_wanted = waiting.first_wanted();
+                let is_wanted = first_wanted.is_some_and(|wanted| wanted <= group.number);
+                return Work::Write { group, is_wanted };
             }
-            let first_wanted = waiting.completions.first_key_value().map(|(group, _)| *group);
-            let is_sync_wanted =
-                first_wanted.is_some_and(|group| group > durable && group < waiting.open);
-            if is_sync_wanted || sync_at.is_some_and(|at| now >= at) {
+            let is_wanted = |wanted| wanted > durable && wanted < waiting.open.number;
+            if waiting.first_wanted().is_some_and(is_wanted) || sync_at.is_some_and(|at| now >= at)
+            {
                 return Work::Sync;
+            }
+            if waiting.is_closing {
+                return Work::Close;
             }
             if idle_at.is_some_and(|at| now >= at) {
                 return Work::Idle;
             }
-            match until {
+            match [take_at, sync_at, idle_at].into_iter().flatten().min() {
                 Some(until) => {
                     self.changed.wait_until(&mut waiting, until);
                 }
@@ -268,25 +300,24 @@ impl Shared {
     }
 
     /// The group can be read; its items' buffers come back.
-    pub(super) fn set_written(&self, group: u64, items: Vec<Item>, bytes: usize) {
-        self.written.store(group, Ordering::Release);
-        let records = items.into_iter().filter_map(|item| match item {
-            Item::Records(_, records) => Some(records),
-            Item::Forget(_) | Item::Changes(_) => None,
-        });
+    pub(super) fn set_written(&self, group: Group) {
+        self.written.store(group.number, Ordering::Release);
         // Bodies are let go of before the lock is taken.
         let mut spares = Vec::new();
-        for mut records in records {
-            records.clear();
-            if spares.len() < SPARES_MAX && records.bytes.capacity() <= SPARE_BYTES {
+        for item in group.items {
+            if let Item::Records(_, mut records) = item
+                && spares.len() < SPARES_MAX
+                && records.bytes.capacity() <= SPARE_BYTES
+            {
+                records.clear();
                 spares.push(records);
             }
         }
         let mut waiting = self.waiting.lock();
         let room = SPARES_MAX - waiting.spares.len();
         waiting.spares.extend(spares.into_iter().take(room));
-        self.backlog.fetch_sub(bytes, Ordering::Relaxed);
-        let has_room = self.backlog.load(Ordering::Relaxed) < self.backlog_max / 2;
+        let backlog = self.backlog.fetch_sub(group.bytes, Ordering::Relaxed) - group.bytes;
+        let has_room = backlog < self.backlog_max / 2;
         let wakers = if has_room { std::mem::take(&mut waiting.rooms) } else { Vec::new() };
         drop(waiting);
         wakers.into_iter().for_each(Waker::wake);
@@ -310,30 +341,54 @@ impl Shared {
     /// Nothing is written any more: whoever waits has lost, and so has whoever comes later.
     pub(super) fn end(&self, failure: Option<String>) {
         if let Some(reason) = failure {
-            // Only the first one matters.
+            // The first one is the one that matters.
             let _ = self.failure.set(reason);
         }
         let mut waiting = self.waiting.lock();
         waiting.has_ended = true;
-        let items = std::mem::take(&mut waiting.items);
+        let full = std::mem::take(&mut waiting.full);
+        let open = std::mem::take(&mut waiting.open.items);
         let completions = std::mem::take(&mut waiting.completions);
         let rooms = std::mem::take(&mut waiting.rooms);
         self.backlog.store(0, Ordering::Relaxed);
         drop(waiting);
-        drop(items);
+        drop((full, open));
         completions.into_values().flatten().for_each(|completion| completion(Outcome::Lost));
         rooms.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Waiting {
-    /// What waits, its size, its number, and the newest group that somebody waits for.
-    fn take(&mut self) -> (Vec<Item>, usize, u64, u64) {
-        let group = self.open;
-        self.open += 1;
-        self.since = None;
-        let wanted = self.completions.last_key_value().map_or(0, |(group, _)| *group);
-        (std::mem::take(&mut self.items), std::mem::take(&mut self.bytes), group, wanted)
+    /// The oldest group that somebody waits for.
+    fn first_wanted(&self) -> Option<u64> {
+        self.completions.first_key_value().map(|(group, _)| *group)
+    }
+
+    /// When the oldest group is to be taken, if there is one.
+    fn take_at(&self, now: Instant, fanout_until: &mut Option<Instant>) -> Option<Instant> {
+        if !self.full.is_empty() {
+            return Some(now);
+        }
+        let since = self.open.since?;
+        let newest_wanted = self.completions.last_key_value().map_or(0, |(group, _)| *group);
+        let is_wanted = newest_wanted >= self.open.number;
+        if self.is_closing {
+            Some(now)
+        } else if !is_wanted && self.open.bytes < LINGER_BYTES {
+            Some(since + LINGER)
+        } else if self.fanouts > 0 {
+            Some(*fanout_until.get_or_insert(now + FANOUT_WAIT))
+        } else {
+            Some(now)
+        }
+    }
+
+    /// The oldest group, which is not empty.
+    fn take(&mut self) -> Group {
+        self.full.pop_front().unwrap_or_else(|| {
+            let next = Group::new(self.open.number + 1);
+            std::mem::replace(&mut self.open, next)
+        })
     }
 }
 
@@ -341,8 +396,7 @@ fn item_bytes(item: &Item) -> usize {
     let bytes = match item {
         Item::Records(_, records) => {
             let bodies = records.bodies.iter().map(|body| body.len()).sum::<usize>();
-            let marks = records.marks.len() * size_of::<crate::queue::Mark>();
-            records.bytes.len() + bodies + marks
+            records.bytes.len() + bodies + records.marks.len() * size_of::<Mark>()
         }
         Item::Forget(_) => 0,
         Item::Changes(changes) => {
@@ -351,11 +405,4 @@ fn item_bytes(item: &Item) -> usize {
         }
     };
     bytes + ITEM_BYTES
-}
-
-fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(a.min(b)),
-        (a, b) => a.or(b),
-    }
 }
