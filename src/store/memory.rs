@@ -154,9 +154,15 @@ impl Engine for MemoryEngine {
         let state = self.0.lock();
         state.check(table, &[])?;
         let range = (table, keys.start.to_vec())..(table, keys.end.to_vec());
-        for ((_, key), value) in state.written.range(range) {
-            state.check(table, key)?;
-            if let ControlFlow::Break(()) = each(key, value) {
+        let entries = state.written.range(range).map(|((_, key), value)| {
+            state.check(table, key).map(|()| (key.clone(), value.clone()))
+        });
+        let entries: Vec<_> = entries.collect();
+        // Whoever is called may ask for another key.
+        drop(state);
+        for entry in entries {
+            let (key, value) = entry?;
+            if let ControlFlow::Break(()) = each(&key, &value) {
                 break;
             }
         }

@@ -80,7 +80,8 @@ impl RocksEngine {
 
     /// Calls `read` with the open database.
     fn with<T>(&self, read: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> Result<T, ReadError> {
-        match &self.state.read().db {
+        // What is called may read, too, and must not wait for who waits to write.
+        match &self.state.read_recursive().db {
             Some(db) => read(db).map_err(|error| read_error(&error)),
             None => Err(ReadError::Failed("it is closed".to_owned())),
         }
