@@ -46,7 +46,7 @@ pub(super) trait Engine: Send + Sync {
     /// The value of a key.
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError>;
 
-    /// Walks the keys of a range in order. With [`ReadError::Damaged`], what was walked so far is
+    /// Walks the keys of a range in order; `each` may ask for the value of another one. With [`ReadError::Damaged`], what was walked so far is
     /// sound, and the next key is the damaged one.
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError>;
 

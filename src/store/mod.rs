@@ -225,26 +225,20 @@ impl Store {
     pub(crate) fn open(directory: &Path, options: &Options) -> Result<Self, StoreError> {
         directory::prepare(directory)?;
         let engine = open_engine(directory, false)?;
+        let newest = read::newest_group(&*engine)?;
         let (mark, synced) = SyncedMark::open(directory)?;
+        let lost_at_open = lost_since(newest, synced);
+        if lost_at_open.is_some() {
+            // It is told once.
+            let failed = |error: std::io::Error| StoreError::Io {
+                path: directory.to_owned(),
+                reason: error.to_string(),
+            };
+            mark.set(newest).map_err(failed)?;
+        }
         let mut store = Self::start(engine, options, Some(mark))?;
-        store.lost_at_open = store.lost_since(synced);
+        store.lost_at_open = lost_at_open;
         Ok(store)
-    }
-
-    /// Whether synced groups are missing, when the newest one that was synced is this.
-    fn lost_since(&self, synced: Option<u64>) -> Option<LostAtOpen> {
-        let lost = LostAtOpen { newest: self.shared.newest(), synced: synced? };
-        let LostAtOpen { newest, synced } = lost;
-        (newest < synced).then(|| {
-            tracing::error!(
-                newest,
-                synced,
-                groups = synced - newest,
-                "the disk has lost what it said it had stored: confirmed messages may be missing; \
-                 check the disk, its cache and its file system, and restore a backup if need be"
-            );
-            lost
-        })
     }
 
     /// A store over this engine, whose thread runs.
@@ -408,6 +402,19 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store").finish_non_exhaustive()
     }
+}
+
+/// What is missing when the newest group that was synced is this.
+fn lost_since(newest: u64, synced: Option<u64>) -> Option<LostAtOpen> {
+    let synced = synced.filter(|synced| newest < *synced)?;
+    tracing::error!(
+        newest,
+        synced,
+        groups = synced - newest,
+        "the disk has lost what it said it had stored: confirmed messages may be missing; check \
+         the disk, its cache and its file system, and restore a backup if need be"
+    );
+    Some(LostAtOpen { newest, synced })
 }
 
 impl Drop for Store {

@@ -134,19 +134,19 @@ impl Reader<'_> {
                     self.chunk.runs.push(StoredRun { first, last, bytes, bodies });
                 }
                 // A body goes once those who refer to it are settled, which may be just now.
-                Err(_) if self.watermark()? > last => {}
+                Err(_) if self.head()?.is_none_or(|head| head.watermark > last) => {}
                 Err(reason) => self.lose(first.max(from)..last + 1, &reason),
             }
         }
         Ok(())
     }
 
-    /// The lane's watermark as it is stored; everything is settled of a queue that is gone.
-    fn watermark(&self) -> Result<u64, StoreError> {
+    /// The lane's head as it is stored, unless the queue is gone.
+    fn head(&self) -> Result<Option<LaneHead>, StoreError> {
         let key = keys::head(self.queue, self.lane);
-        let Some(value) = self.engine.value(Table::Heads, &key)? else { return Ok(u64::MAX) };
+        let Some(value) = self.engine.value(Table::Heads, &key)? else { return Ok(None) };
         let head = keys::parse_head_value(self.lane, &value);
-        head.map(|head| head.watermark).ok_or_else(|| damaged(Table::Heads, &key))
+        head.map(Some).ok_or_else(|| damaged(Table::Heads, &key))
     }
 
     /// The bodies of a span, or what is wrong with them.
@@ -193,7 +193,8 @@ impl Reader<'_> {
             let middle = bad + (good - bad) / 2;
             if is_readable(middle)? { good = middle } else { bad = middle }
         }
-        self.lose(from..good, reason);
+        let end = if good == u64::MAX { self.head()?.map_or(good, |head| head.next) } else { good };
+        self.lose(from..end.max(from), reason);
         Ok(good)
     }
 

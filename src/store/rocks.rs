@@ -83,7 +83,7 @@ impl RocksEngine {
         // What is called may read, too, and must not wait for who waits to write.
         match &self.state.read_recursive().db {
             Some(db) => read(db).map_err(|error| read_error(&error)),
-            None => Err(ReadError::Failed("it is closed".to_owned())),
+            None => Err(closed()),
         }
     }
 
@@ -159,7 +159,13 @@ impl Engine for RocksEngine {
     }
 
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
-        self.with(|db| db.get_cf_opt(family(db, table), key, &read_options()))
+        // Whoever asks may be in the middle of a walk, and somebody may wait to open it again.
+        match &self.state.read_recursive().db {
+            Some(db) => db
+                .get_cf_opt(family(db, table), key, &read_options())
+                .map_err(|error| read_error(&error)),
+            None => Err(closed()),
+        }
     }
 
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError> {
@@ -303,6 +309,10 @@ fn write_batch(db: &DB, batch: &Batch) -> WriteBatch {
         }
     }
     out
+}
+
+fn closed() -> ReadError {
+    ReadError::Failed("it is closed".to_owned())
 }
 
 fn read_error(error: &rocksdb::Error) -> ReadError {
