@@ -479,6 +479,11 @@ impl OutboxGuard<'_> {
         self.state.closed_channels.retain(|closed| *closed != channel);
     }
 
+    /// Forgets what a channel that ends has not answered yet: the client knows no such channel then.
+    pub(crate) fn forget_answers(&mut self, channel: u16) {
+        self.state.channels[usize::from(channel)].waiting.clear();
+    }
+
     /// Takes the deliveries to be settled that the channel's reader does not know yet.
     pub(crate) fn take_unsettled(&mut self, channel: u16, into: &mut impl Extend<Unsettled>) {
         into.extend(self.state.channels[usize::from(channel)].unsettled.drain(..));
@@ -592,6 +597,22 @@ mod tests {
             Poll::Ready(true) => Some(taken),
             _ => None,
         }
+    }
+
+    #[test]
+    fn a_channel_that_has_ended_answers_nothing() {
+        let outbox = outbox();
+        outbox.lock().open_channel(1);
+        outbox.lock().open_channel(2);
+        for number in [1, 2] {
+            let answer = Answer { last: 3, refused: Vec::new() };
+            outbox.lock().answer(number, answer, Some(Ticket::default()));
+        }
+        outbox.lock().forget_answers(1);
+        outbox.answer_stored(Ticket::default(), Outcome::Durable);
+        let mut expected = Vec::new();
+        encode::put_ack(&mut expected, 2, 3, true);
+        assert_eq!(take(&outbox).expect("an answer").buffer, expected);
     }
 
     #[test]

@@ -248,6 +248,7 @@ impl Connection {
             self.channel_mut(number).unacked.restore(open);
         }
         self.requeue_all(number, worker);
+        self.outbox.lock().forget_answers(number);
         self.channels[usize::from(number)] = None;
         self.channel_count -= 1;
     }
