@@ -63,9 +63,9 @@ impl Loaded {
     /// Makes segments of what the store had from `wanted.from` on and before `end`: `runs` in
     /// order, with the marks that touch them.
     pub(crate) fn build(wanted: Wanted, end: u64, runs: &[StoredRun], marks: &[Mark]) -> Self {
-        let end = end.min(wanted.until);
-        let mut loaded = Self { wanted, end, segments: Vec::new(), gaps: Vec::new() };
         let marks = Marks::new(marks);
+        let end = marks.end_of_settled(end).min(wanted.until);
+        let mut loaded = Self { wanted, end, segments: Vec::new(), gaps: Vec::new() };
         let mut next = wanted.from;
         let mut left = runs.iter().map(|run| run.bytes.len()).sum::<usize>();
         for run in runs {
@@ -148,6 +148,14 @@ impl Marks {
     fn have_settled(&self, seq: u64) -> bool {
         let before = self.settled.partition_point(|(start, _)| *start <= seq);
         before > 0 && seq < self.settled[before - 1].1
+    }
+
+    /// Where what is settled ends, if this is within it; otherwise this. A lane must know all of a
+    /// mark or nothing: its watermark never stops within one, because the store forgets marks that
+    /// begin below.
+    fn end_of_settled(&self, seq: u64) -> u64 {
+        let before = self.settled.partition_point(|(start, _)| *start <= seq);
+        if before > 0 { seq.max(self.settled[before - 1].1) } else { seq }
     }
 
     fn returns(&self, seq: u64) -> u32 {
@@ -543,6 +551,22 @@ mod tests {
         assert_eq!(head(&mut queue).map(|head| head.watermark), Some(10));
         assert_eq!(head(&mut queue), None, "the store knows");
         assert_eq!(queue.wanted_at_once(), None);
+    }
+
+    #[test]
+    fn a_mark_is_known_as_a_whole() {
+        let (_, records) = published(4);
+        let mut queue = restored(LaneHead { next: 100, count: 2, ..records.heads[0] });
+        let wanted = queue.wanted_at_once().expect("it is in the store only");
+        let marks = [(1, 3), (3, 50), (40, 60)];
+        let marks = marks.map(|(start, end)| Mark::Settled { lane: 0, start, end });
+        // What was read ends within what is settled.
+        let loaded = Loaded::build(wanted, 4, &stored(&records), &marks);
+        queue.install(loaded);
+        let got = queue.get(true, NOW, &mut Effects::default());
+        queue.finish_get(&got.expect("it is here").expect("a message"), &mut Effects::default());
+        assert_eq!(head(&mut queue).map(|head| head.watermark), Some(60));
+        assert_eq!(queue.wanted_at_once().map(|wanted| wanted.from), Some(60));
     }
 
     #[test]

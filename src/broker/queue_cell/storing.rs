@@ -338,6 +338,35 @@ mod tests {
     }
 
     #[test]
+    fn what_is_settled_stays_so_where_a_read_ends_within_it() {
+        let engine = MemoryEngine::default();
+        let mut node = Node::start(&engine, usize::MAX);
+        for start in (0..60_000).step_by(1000) {
+            node.publish(start..start + 1000);
+        }
+        let is_held = |number| number == 0 || number == 51_000;
+        for number in 0..59_900 {
+            assert_eq!(node.get(), Some((number, false)));
+            if is_held(number) {
+                node.settle(|_| None);
+            } else if number % 100 == 50 || is_held(number + 1) {
+                node.settle(|_| Some(Settlement::Done));
+            }
+        }
+        node.settle(|_| Some(Settlement::Done));
+        let engine = engine.after_crash(usize::MAX);
+        let mut node = Node::start(&engine, usize::MAX);
+        assert_eq!((node.get(), node.get()), (Some((0, true)), Some((51_000, true))));
+        // So much that the store deletes it, with the marks up to there.
+        node.settle(|_| Some(Settlement::Done));
+        let engine = engine.after_crash(usize::MAX);
+        let mut node = Node::start(&engine, usize::MAX);
+        assert_eq!(node.queue.counts().0, 100);
+        (59_900..60_000).for_each(|number| assert_eq!(node.get(), Some((number, false))));
+        assert_eq!(node.get(), None);
+    }
+
+    #[test]
     fn a_purged_queue_stays_empty() {
         let engine = MemoryEngine::default();
         let mut node = Node::start(&engine, 256 * 1024);
