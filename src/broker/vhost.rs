@@ -219,6 +219,7 @@ impl Vhost {
                 // It has expired meanwhile: its name is free in a moment.
                 continue;
             }
+            self.check_crashed(name)?;
             self.check_new(name, &mut declaration)?;
             // None: another connection was faster.
             if let Some(cell) = self.add_queue(name, declaration.clone(), drive) {
@@ -297,6 +298,18 @@ impl Vhost {
         check_equivalence(&current.arguments, &declaration.arguments, &queue)
     }
 
+    /// A durable queue that a bug in the broker has stopped keeps its name: its messages are in the
+    /// store, and come back with the next start. The text is RabbitMQ's.
+    fn check_crashed(&self, name: &str) -> Result<(), AmqpError> {
+        let topology = self.topology.read();
+        let cell = topology.queue(name.as_bytes()).and_then(|id| self.cell(id));
+        if cell.is_some_and(|cell| cell.is_gone() && cell.store().is_some()) {
+            let text = format!("{} has crashed and failed to restart", self.describe_queue(name));
+            return Err(AmqpError::new(ReplyCode::NotFound, text));
+        }
+        Ok(())
+    }
+
     /// Adds a queue, unless the name is taken.
     pub(crate) fn add_queue(
         &self,
@@ -320,15 +333,13 @@ impl Vhost {
         let settings = policies.settings(name, &declaration);
         let mut topology = self.topology.write();
         if let Some(left) = topology.queue(name.as_bytes()) {
-            if self.queues.get(&left).is_some_and(|cell| !cell.is_gone()) {
+            let stays = |cell: &QueueCell| !cell.is_gone() || cell.store().is_some();
+            if self.queues.get(&left).is_some_and(|cell| stays(&cell)) {
                 return None;
             }
             // A crash has left it behind (see `QueueCell`).
             let removed = topology.remove_queue(left);
             if let Some((_, cell)) = self.queues.remove(&left) {
-                if let Some(store) = cell.store() {
-                    drive.await_store(store.forget_queue(left.0));
-                }
                 self.store_removed_queue(&topology, &removed, &cell, drive);
             }
         }

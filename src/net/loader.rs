@@ -21,7 +21,7 @@ pub(super) fn start(broker: &Arc<Broker>) -> Option<JoinHandle<()>> {
                 Ok(false) => return,
                 Err(_) => {
                     tracing::error!("reading from the store crashed: this is a bug in the broker");
-                    drive = Drive::default();
+                    drive.forget();
                 }
             }
         }

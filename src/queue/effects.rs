@@ -101,6 +101,7 @@ pub(crate) struct Effects {
     expected: usize,
     /// Bytes of the bodies of dead letters in this drive so far.
     pub(super) dead_bytes: usize,
+    pub(super) has_dropped_duplicate: bool,
     pub(super) spares: Spares,
 }
 
@@ -121,6 +122,11 @@ impl Effects {
     /// The pieces of messages that were dropped while they were put aside.
     pub(crate) fn take_dropped_pieces(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.spares.dropped)
+    }
+
+    /// Whether a message was dropped as a duplicate of another since the last call.
+    pub(crate) fn take_dropped_duplicate(&mut self) -> bool {
+        std::mem::take(&mut self.has_dropped_duplicate)
     }
 
     pub(super) fn may_expire_more(&self) -> bool {

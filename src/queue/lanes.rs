@@ -7,6 +7,8 @@
 //! Invariant: `ready` has the bit of a lane beyond the first exactly when that lane has messages
 //! that can be taken, and `others_ready` is their number.
 
+use bytes::Bytes;
+
 use crate::clock::Millis;
 
 use super::lane::{Head, Lane, Location, Place, Spares, Taken};
@@ -190,6 +192,7 @@ impl Lanes {
     /// See [`Lane::spill`]; `target` is for all lanes together.
     pub(super) fn spill<E>(
         &mut self,
+        head: usize,
         target: usize,
         put: &mut impl FnMut(&[u8]) -> Result<u64, E>,
         spares: &mut Spares,
@@ -197,15 +200,21 @@ impl Lanes {
         let mut resident = self.resident();
         for lane in self.all_mut() {
             let others = resident - lane.resident();
-            lane.spill(target.saturating_sub(others), put, spares)?;
+            lane.spill(head, target.saturating_sub(others), put, spares)?;
             resident = others + lane.resident();
         }
         Ok(())
     }
 
     /// See [`Lane::take_back`].
-    pub(super) fn take_back(&mut self, lane: u8, number: u64, piece: &[u8]) -> bool {
-        self.lane_mut(lane).take_back(number, piece)
+    pub(super) fn take_back(
+        &mut self,
+        lane: u8,
+        number: u64,
+        piece: &[u8],
+        share: &impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
+        self.lane_mut(lane).take_back(number, piece, share)
     }
 
     /// The pieces that segments were put aside as.

@@ -203,6 +203,7 @@ impl Queue {
         let properties = Properties::of_header(content.header);
         if let Some(duplicates) = &mut self.duplicates {
             if duplicates.take(&properties, now) {
+                effects.has_dropped_duplicate = true;
                 return;
             }
         } else if self.lanes.ready() == 0 && self.consumers.next_is_no_ack() {

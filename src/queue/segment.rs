@@ -158,9 +158,10 @@ impl Totals {
     }
 
     pub(super) fn subtract(&mut self, other: Self) {
-        self.count -= other.count;
-        self.body_bytes -= other.body_bytes;
-        self.cost -= other.cost;
+        debug_assert!(self.count >= other.count, "what is settled was counted");
+        self.count = self.count.saturating_sub(other.count);
+        self.body_bytes = self.body_bytes.saturating_sub(other.body_bytes);
+        self.cost = self.cost.saturating_sub(other.cost);
     }
 
     pub(super) fn include(&mut self, other: Self) {
@@ -268,7 +269,7 @@ impl Segment {
     }
 
     /// Takes the records back from their piece.
-    pub(super) fn take_back(&mut self, piece: &[u8]) {
+    pub(super) fn take_back(&mut self, piece: &[u8], share: &impl Fn(&[u8]) -> Bytes) {
         let mut parts = Vec::new();
         let mut rest = piece;
         while let Some((len, after)) = rest.split_first_chunk::<8>() {
@@ -279,7 +280,7 @@ impl Segment {
         }
         let mut parts = parts.into_iter();
         self.bytes = parts.next().unwrap_or_default().to_vec();
-        self.shared = parts.map(Bytes::copy_from_slice).collect();
+        self.shared = parts.map(share).collect();
         self.residence = Residence::Here;
     }
 

@@ -16,6 +16,9 @@ use super::segment::{
 };
 use super::{Effects, Queue, READ_AHEAD_BYTES};
 
+/// Segments that may be put aside at once: each is a file that is written.
+const SPILLED_MAX: usize = 16;
+
 /// Messages that a lane wants to have here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -219,21 +222,35 @@ impl Lane {
         None
     }
 
-    /// Puts segments aside that not only the store has, but for the next one, until the lane takes
-    /// no more than `target` bytes. `put` keeps a piece and answers its number.
+    /// The first segment after a head part of so many bytes.
+    fn after_head(&self, head: usize) -> usize {
+        let mut index = self.index(self.cursor.segment) + 1;
+        let mut before = 0;
+        while index + 1 < self.segments.len() && before < head {
+            before += self.segments[index].end() as usize + self.segments[index].shared_bytes;
+            index += 1;
+        }
+        index
+    }
+
+    /// Puts some segments aside that not only the store has, but for a head part of `head` bytes,
+    /// while the lane takes more than `target` bytes. `put` keeps a piece and answers its number.
     ///
     /// # Errors
     /// When `put` does: then no more is put aside.
     pub(super) fn spill<E>(
         &mut self,
+        head: usize,
         target: usize,
         put: &mut impl FnMut(&[u8]) -> Result<u64, E>,
         spares: &mut Spares,
     ) -> Result<(), E> {
-        let mut index = self.index(self.cursor.segment) + 2;
-        while index + 1 < self.segments.len() && self.resident() > target {
+        let mut index = self.after_head(head);
+        let mut left = SPILLED_MAX;
+        while index + 1 < self.segments.len() && self.resident() > target && left > 0 {
             let segment = &mut self.segments[index];
             if segment.is_here() && !segment.is_stored() {
+                left -= 1;
                 let piece = put(&segment.to_piece())?;
                 self.memory -= segment.capacity();
                 self.large -= segment.shared_bytes;
@@ -246,12 +263,17 @@ impl Lane {
     }
 
     /// Takes in a segment that was put aside. `false` when it was dropped meanwhile.
-    pub(super) fn take_back(&mut self, number: u64, piece: &[u8]) -> bool {
+    pub(super) fn take_back(
+        &mut self,
+        number: u64,
+        piece: &[u8],
+        share: &impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
         let start = self.index(self.cursor.segment);
         let is_it = |segment: &Segment| segment.piece() == Some(number);
         let Some(place) = self.segments.range(start..).position(is_it) else { return false };
         let segment = &mut self.segments[start + place];
-        segment.take_back(piece);
+        segment.take_back(piece, share);
         self.memory += segment.capacity();
         self.large += segment.shared_bytes;
         self.absent -= 1;
@@ -272,12 +294,7 @@ impl Lane {
         is_written: &impl Fn(u64) -> bool,
         spares: &mut Spares,
     ) {
-        let mut index = self.index(self.cursor.segment) + 1;
-        let mut before = 0;
-        while index + 1 < self.segments.len() && before < head {
-            before += self.segments[index].end() as usize + self.segments[index].shared_bytes;
-            index += 1;
-        }
+        let mut index = self.after_head(head);
         while index + 1 < self.segments.len() && self.resident() > target {
             let segment = &mut self.segments[index];
             let is_whole = segment.is_stored() && segment.live == segment.count;
@@ -417,17 +434,31 @@ impl Queue {
         if self.lanes.resident() <= budget {
             return Ok(());
         }
-        self.lanes.spill(budget / 2, &mut put, &mut effects.spares)
+        self.lanes.spill(self.head_part(budget), budget / 2, &mut put, &mut effects.spares)
     }
 
-    /// Takes in a piece that was put aside. `false` when it was dropped meanwhile.
-    pub(crate) fn take_back(&mut self, wanted: Wanted, number: u64, piece: &[u8]) -> bool {
-        self.lanes.take_back(wanted.lane, number, piece)
+    /// Takes in a piece that was put aside; `share` makes its large bodies. `false` when it was
+    /// dropped meanwhile.
+    pub(crate) fn take_back(
+        &mut self,
+        wanted: Wanted,
+        number: u64,
+        piece: &[u8],
+        share: &impl Fn(&[u8]) -> Bytes,
+    ) -> bool {
+        self.lanes.take_back(wanted.lane, number, piece, share)
     }
 
     /// The pieces that messages were put aside as.
     pub(crate) fn pieces(&self) -> Vec<u64> {
         self.lanes.pieces().collect()
+    }
+
+    /// What stays in memory of a queue that is to take no more than `budget` bytes: what is wanted,
+    /// too, for it would be read again and again.
+    fn head_part(&self, budget: usize) -> usize {
+        let ahead = if self.consumers.len() > 0 { READ_AHEAD_BYTES } else { 0 };
+        (budget / 4).max(ahead)
     }
 
     /// Lets go of what the store has, too, if messages take more than `budget` bytes of memory.
@@ -439,9 +470,7 @@ impl Queue {
         effects: &mut Effects,
     ) {
         if self.is_durable && self.lanes.resident() > budget {
-            // What is wanted stays: it would be read again and again.
-            let ahead = if self.consumers.len() > 0 { READ_AHEAD_BYTES } else { 0 };
-            let head = (budget / 4).max(ahead);
+            let head = self.head_part(budget);
             self.lanes.evict(head, budget / 2, is_written, &mut effects.spares);
         }
     }

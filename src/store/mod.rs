@@ -288,6 +288,11 @@ impl Store {
         self.shared.push(Item::Changes(changes))
     }
 
+    /// The ticket of everything that was handed over so far.
+    pub(crate) fn latest(&self) -> Ticket {
+        self.shared.latest()
+    }
+
     /// Calls `completion` once it is known what has become of the ticket's group: on the store's
     /// thread, which holds no lock then, or at once on this one. The group becomes urgent by it.
     /// Completions of one thread's tickets are called in the order of tickets.

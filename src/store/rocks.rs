@@ -328,7 +328,7 @@ fn write_error(error: &rocksdb::Error) -> WriteError {
     let is_full = ["No space left on device", "Disk quota exceeded"]
         .iter()
         .any(|text| message.contains(text));
-    if is_full && !message.contains("sync") {
+    if is_full && !["While fsync", "While fdatasync"].iter().any(|text| message.contains(text)) {
         WriteError::NoSpace(message)
     } else {
         WriteError::Failed(message)

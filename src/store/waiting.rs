@@ -136,6 +136,13 @@ impl Shared {
         self.add(&mut waiting, Item::Records(queue, taken))
     }
 
+    /// That of the last group that has anything in it.
+    pub(super) fn latest(&self) -> Ticket {
+        let waiting = self.waiting.lock();
+        let open = &waiting.open;
+        Ticket(if open.items.is_empty() { open.number - 1 } else { open.number })
+    }
+
     pub(super) fn push(&self, item: Item) -> Ticket {
         self.add(&mut self.waiting.lock(), item)
     }

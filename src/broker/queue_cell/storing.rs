@@ -6,8 +6,11 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::{QueueCell, State, no_content};
 use crate::broker::drive::Drive;
+use crate::broker::memory::CountedBody;
 use crate::clock::Millis;
 use crate::queue::{LaneHead, Loaded, Place, Queue, Wanted};
 use crate::store::Store;
@@ -24,6 +27,8 @@ pub(super) struct Loading {
     is_under_way: bool,
     /// Not before: reading has failed.
     pub(super) retry_at: Option<Millis>,
+    /// Nothing is put aside before: that has failed.
+    spill_at: Option<Millis>,
 }
 
 /// While memory is short, a queue keeps no more than this of its ready messages there (bytes).
@@ -60,18 +65,25 @@ impl QueueCell {
                 drive.await_store(ticket);
             }
             drive.records.clear();
+            if drive.effects.take_dropped_duplicate() {
+                // Its original may still be on its way to the disk.
+                drive.await_store(store.latest());
+            }
             let budget = self.services.queue_memory();
             let budget = if is_pressed { budget.min(PRESSED_BYTES) } else { budget };
             let is_written = |group| store.is_written(group);
             state.queue.evict(budget, &is_written, &mut drive.effects);
         }
         if let Some(spill) = &self.services.spill {
-            if is_pressed {
+            let may_spill = state.loading.spill_at.is_none_or(|at| at <= drive.now);
+            if is_pressed && may_spill {
+                state.loading.spill_at = None;
                 let spilled =
                     state.queue.spill(PRESSED_BYTES, |piece| spill.put(piece), &mut drive.effects);
                 if let Err(error) = spilled {
                     let queue = self.name();
                     tracing::warn!(queue, "messages cannot be moved to the disk: {error}");
+                    state.loading.spill_at = Some(Millis(drive.now.0 + RETRY_MS));
                 }
             }
             let dropped = drive.effects.take_dropped_pieces();
@@ -79,7 +91,8 @@ impl QueueCell {
         }
         let is_due = state.loading.retry_at.is_none_or(|at| at <= drive.now);
         if !state.loading.is_under_way && is_due && !state.gone && state.queue.wanted().is_some() {
-            state.loading = Loading { is_under_way: true, retry_at: None };
+            state.loading.is_under_way = true;
+            state.loading.retry_at = None;
             self.services.loads.ask(self.clone());
         }
     }
@@ -97,8 +110,8 @@ impl QueueCell {
         let is_read = wanted.is_none_or(|wanted| self.load(wanted, drive));
         let mut state = self.lock();
         let state = &mut *state;
-        let retry_at = (!is_read).then_some(Millis(drive.now.0 + RETRY_MS));
-        state.loading = Loading { is_under_way: false, retry_at };
+        state.loading.is_under_way = false;
+        state.loading.retry_at = (!is_read).then_some(Millis(drive.now.0 + RETRY_MS));
         self.dispatch(state, &no_content, drive);
     }
 
@@ -112,6 +125,8 @@ impl QueueCell {
                 self.count_memory(&mut state);
                 true
             }
+            // Somebody else may have read it meanwhile.
+            Err(_) if self.lock().queue.wanted_at_once() != Some(wanted) => true,
             Err(error) => {
                 let queue = self.name();
                 tracing::error!(queue, "messages cannot be read from the disk: {error}");
@@ -126,8 +141,17 @@ impl QueueCell {
             return spill.get(number).map(|piece| Read::Piece(number, piece)).map_err(text);
         }
         let store = self.store.as_ref().expect("only a durable queue has messages there");
-        let chunk = store.read(self.id.0, wanted.lane, wanted.from, LOAD_BYTES).map_err(text)?;
+        let mut chunk =
+            store.read(self.id.0, wanted.lane, wanted.from, LOAD_BYTES).map_err(text)?;
+        for body in chunk.runs.iter_mut().flat_map(|run| &mut run.bodies) {
+            *body = self.counted(std::mem::take(body).into());
+        }
         Ok(Read::Stored(Loaded::build(wanted, chunk.end, &chunk.runs, &chunk.marks)))
+    }
+
+    /// A large body with its place in the memory gauge.
+    fn counted(&self, body: Vec<u8>) -> Bytes {
+        Bytes::from_owner(CountedBody::new(body, &self.services.memory))
     }
 
     fn take_in(&self, state: &mut State, wanted: Wanted, read: Read) {
@@ -136,7 +160,8 @@ impl QueueCell {
         }
         match read {
             Read::Piece(number, piece) => {
-                if state.queue.take_back(wanted, number, &piece)
+                let share = |body: &[u8]| self.counted(body.to_vec());
+                if state.queue.take_back(wanted, number, &piece, &share)
                     && let Some(spill) = &self.services.spill
                 {
                     spill.remove(number);
