@@ -49,7 +49,6 @@ impl Drop for End {
     fn drop(&mut self) {
         let failure = thread::panicking().then(|| "its thread has panicked".to_owned());
         self.0.end(failure);
-        self.0.engine.close();
     }
 }
 
@@ -210,6 +209,7 @@ impl Committer {
     fn close(&mut self) -> Result<(), String> {
         self.sync_engine()?;
         self.tell();
+        self.shared.engine.close();
         debug!(group = self.written, "store closed: {}", self.shared.metrics);
         Ok(())
     }

@@ -46,8 +46,8 @@ pub(super) trait Engine: Send + Sync {
     /// The value of a key.
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError>;
 
-    /// Walks the keys of a range in order; `each` may ask for the value of another one. With [`ReadError::Damaged`], what was walked so far is
-    /// sound, and the next key is the damaged one.
+    /// Walks the keys of a range in order; `each` may ask for the value of another one. After
+    /// [`ReadError::Damaged`], what was walked is sound, and the next key is the damaged one.
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError>;
 
     /// Gives disk space back that deletions in this range have freed, where that takes no copying

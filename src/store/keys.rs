@@ -268,7 +268,8 @@ mod tests {
             ] {
                 let mut value = Vec::new();
                 write_mark(&mark, &mut value);
-                prop_assert_eq!(parse_mark(&super::mark(queue, &mark), &value), Some((queue, mark)));
+                let key = super::mark(queue, &mark);
+                prop_assert_eq!(parse_mark(&key, &value), Some((queue, mark)));
             }
             prop_assert_eq!(parse_body(&body(a)), Some((true, a)));
             prop_assert_eq!(parse_body(&references(a)), Some((false, a)));

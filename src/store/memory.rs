@@ -6,8 +6,9 @@
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::batch::{Batch, Operation, Table};
 use super::engine::{Each, Engine, ReadError, WriteError};
@@ -28,64 +29,78 @@ struct State {
     writes: u64,
     syncs: u64,
     full_writes: u64,
-    is_closed: bool,
 }
 
 /// See the module's description. Clones share the same disk.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct MemoryEngine(Arc<Mutex<State>>);
+pub(crate) struct MemoryEngine {
+    disk: Arc<Mutex<State>>,
+    is_closed: Arc<AtomicBool>,
+}
 
 impl MemoryEngine {
     /// Lets `operations` more writes and syncs succeed, and then none.
     pub(crate) fn fail_after(&self, operations: u64) {
-        self.0.lock().countdown = Some(operations);
+        self.disk.lock().countdown = Some(operations);
     }
 
     /// Lets every sync fail, or none.
     pub(crate) fn fail_sync(&self, fails: bool) {
-        self.0.lock().sync_fails = fails;
+        self.disk.lock().sync_fails = fails;
     }
 
     /// Has no room, or has room again.
     pub(crate) fn set_full(&self, is_full: bool) {
-        self.0.lock().is_full = is_full;
+        self.disk.lock().is_full = is_full;
+    }
+
+    /// The same disk, opened once more.
+    pub(super) fn open(&self) -> Self {
+        Self { disk: self.disk.clone(), ..Self::default() }
+    }
+
+    fn state(&self) -> Result<MutexGuard<'_, State>, ReadError> {
+        match self.is_closed.load(Ordering::Relaxed) {
+            true => Err(ReadError::Failed("the store is closed".to_owned())),
+            false => Ok(self.disk.lock()),
+        }
     }
 
     /// What a crash leaves: everything synced, and the first `unsynced` batches of the others.
     pub(crate) fn after_crash(&self, unsynced: usize) -> Self {
-        let state = self.0.lock();
+        let state = self.disk.lock();
         let mut tables = state.synced.clone();
         for batch in state.unsynced.iter().take(unsynced) {
             apply(&mut tables, batch);
         }
         let state = State { synced: tables.clone(), written: tables, ..State::default() };
-        Self(Arc::new(Mutex::new(state)))
+        Self { disk: Arc::new(Mutex::new(state)), ..Self::default() }
     }
 
     /// Batches that a crash may lose.
     pub(crate) fn unsynced(&self) -> usize {
-        self.0.lock().unsynced.len()
+        self.disk.lock().unsynced.len()
     }
 
     /// Writes and syncs so far.
     pub(crate) fn operations(&self) -> (u64, u64) {
-        let state = self.0.lock();
+        let state = self.disk.lock();
         (state.writes, state.syncs)
     }
 
     /// Writes that were refused for want of room.
     pub(crate) fn full_writes(&self) -> u64 {
-        self.0.lock().full_writes
+        self.disk.lock().full_writes
     }
 
     /// Lets reads of this key fail as damaged.
     pub(super) fn damage(&self, table: Table, key: &[u8]) {
-        self.0.lock().damaged.push((table, key.to_vec()));
+        self.disk.lock().damaged.push((table, key.to_vec()));
     }
 
     /// The keys of a table.
     pub(super) fn keys(&self, table: Table) -> Vec<Vec<u8>> {
-        let state = self.0.lock();
+        let state = self.disk.lock();
         let keys = state.written.keys().filter(|(of, _)| *of == table);
         keys.map(|(_, key)| key.clone()).collect()
     }
@@ -114,9 +129,6 @@ impl State {
     }
 
     fn check(&self, table: Table, key: &[u8]) -> Result<(), ReadError> {
-        if self.is_closed {
-            return Err(ReadError::Failed("the store is closed".to_owned()));
-        }
         match self.damaged.iter().any(|(of, damaged)| *of == table && damaged == key) {
             true => Err(ReadError::Damaged("damaged by a test".to_owned())),
             false => Ok(()),
@@ -126,7 +138,7 @@ impl State {
 
 impl Engine for MemoryEngine {
     fn write(&self, batch: &Batch, sync: bool) -> Result<(), WriteError> {
-        let mut state = self.0.lock();
+        let mut state = self.disk.lock();
         if state.is_full {
             state.full_writes += 1;
             return Err(WriteError::NoSpace("full by a test".to_owned()));
@@ -139,19 +151,19 @@ impl Engine for MemoryEngine {
     }
 
     fn sync(&self) -> Result<(), WriteError> {
-        let mut state = self.0.lock();
+        let mut state = self.disk.lock();
         state.count_down()?;
         state.sync()
     }
 
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
-        let state = self.0.lock();
+        let state = self.state()?;
         state.check(table, key)?;
         Ok(state.written.get(&(table, key.to_vec())).cloned())
     }
 
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError> {
-        let state = self.0.lock();
+        let state = self.state()?;
         state.check(table, &[])?;
         let range = (table, keys.start.to_vec())..(table, keys.end.to_vec());
         let entries = state.written.range(range).map(|((_, key), value)| {
@@ -182,7 +194,7 @@ impl Engine for MemoryEngine {
     }
 
     fn close(&self) {
-        self.0.lock().is_closed = true;
+        self.is_closed.store(true, Ordering::Relaxed);
     }
 }
 

@@ -263,7 +263,7 @@ impl Store {
     /// A store in memory, for tests.
     #[cfg(test)]
     pub(crate) fn in_memory(engine: &MemoryEngine, options: &Options) -> Result<Self, StoreError> {
-        Self::start(Box::new(engine.clone()), options, None)
+        Self::start(Box::new(engine.open()), options, None)
     }
 
     /// Takes what one drive of a queue leaves, and leaves emptied buffers instead. The order of
@@ -386,11 +386,13 @@ impl Store {
         self.shared.begin_close();
         let thread = self.thread.lock().take();
         // A completion may hold the last reference, and then this is the store's own thread.
-        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id())
-            && thread.join().is_err()
-        {
+        if thread.as_ref().is_some_and(|own| own.thread().id() == thread::current().id()) {
+            return;
+        }
+        if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the store's thread has panicked: this is a bug, please report it");
         }
+        self.shared.engine.close();
     }
 }
 

@@ -38,8 +38,9 @@ const CACHE_BYTES: usize = 8 * MIB;
 const BLOB_BYTES_MIN: u64 = 4 * 1024;
 const BLOB_FILE_BYTES: u64 = 64 * MIB as u64;
 
-/// Of the oldest blob files, this part is rewritten when there is too much garbage in them all.
-const REWRITE_PART: f64 = 0.5;
+/// Of the blob files, the oldest part that is rewritten at once when there is too much garbage in
+/// them: until it is done, it takes the space twice.
+const REWRITE_PART: f64 = 0.3;
 
 const OPEN_FILES_MAX: i32 = 256;
 
@@ -80,8 +81,7 @@ impl RocksEngine {
 
     /// Calls `read` with the open database.
     fn with<T>(&self, read: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> Result<T, ReadError> {
-        // What is called may read, too, and must not wait for who waits to write.
-        match &self.state.read_recursive().db {
+        match &self.state.read().db {
             Some(db) => read(db).map_err(|error| read_error(&error)),
             None => Err(closed()),
         }

@@ -3,7 +3,8 @@
 //! The model does what a queue does: it gives out sequence numbers, settles in any order, and
 //! hands over what has changed. After each crash and each close the store must hold exactly what
 //! the model was at the newest group that is there, and that group is never older than what was
-//! reported durable. `LEVERET_MODEL_CASES=10000` runs that many histories.
+//! reported durable, as far as that was to last: a settlement may be lost.
+//! `LEVERET_MODEL_CASES=10000` runs that many histories.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +18,7 @@ const QUEUES: u64 = 3;
 const LANES: u8 = 2;
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     Put { queue: u64, lane: u8, skip: u64, bodies: Vec<BodyKind> },
     Settle { queue: u64, lane: u8, picks: Vec<prop::sample::Index> },
     Return { queue: u64, lane: u8, pick: prop::sample::Index, count: u32 },
@@ -31,7 +32,7 @@ enum Step {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum BodyKind {
+pub(super) enum BodyKind {
     Inline(u8),
     Shared(u8),
 }
@@ -262,9 +263,12 @@ impl Disk for MemoryEngine {
 pub(super) fn run<D: Disk>(mut disk: D, steps: &[Step]) {
     let mut store = disk.open();
     let mut model = Model::default();
-    // What the model was at each ticket, and the newest ticket that was reported durable.
+    // What the model was at each ticket, and the newest ticket that has to be there.
     let mut past = vec![(Ticket::default(), model.clone())];
     let mut durable = Ticket::default();
+    // What has to last once it was reported durable: changes, and messages that are not settled.
+    let mut changed = Ticket::default();
+    let mut puts = Vec::new();
     for step in steps {
         let newest = past.last().expect("there is a beginning").0;
         let ticket = match step {
@@ -279,11 +283,18 @@ pub(super) fn run<D: Disk>(mut disk: D, steps: &[Step]) {
                     None => model.changes.remove(key),
                 };
                 let value = value.map(|value| vec![value]);
-                store.change(vec![Change { space: Space::Definitions, key: vec![*key], value }])
+                let change = Change { space: Space::Definitions, key: vec![*key], value };
+                changed = store.change(vec![change]);
+                changed
             }
             Step::Durable => {
                 assert_eq!(outcome(&store, newest), Outcome::Durable);
-                durable = newest;
+                let is_live = |(_, queue, lane, seqs): &&(Ticket, u64, u8, Range<u64>)| {
+                    let lane = model.lanes.get(&(*queue, *lane));
+                    lane.is_some_and(|lane| lane.live.range(seqs.clone()).next().is_some())
+                };
+                let put = puts.iter().filter(is_live).map(|put| put.0).max();
+                durable = changed.max(put.unwrap_or_default());
                 disk.note_durable();
                 continue;
             }
@@ -311,12 +322,18 @@ pub(super) fn run<D: Disk>(mut disk: D, steps: &[Step]) {
                 assert_eq!(stored(&store, usize::MAX), model, "at {group:?}");
                 model.given = given;
                 past = vec![(Ticket::default(), model.clone())];
-                durable = Ticket::default();
+                (durable, changed) = (Ticket::default(), Ticket::default());
+                puts.clear();
                 disk.note_durable();
                 continue;
             }
             step => match model.apply(step) {
-                Some((queue, mut records)) => store.submit(queue, &mut records),
+                Some((queue, mut records)) => {
+                    let runs = records.runs.clone();
+                    let ticket = store.submit(queue, &mut records);
+                    puts.extend(runs.iter().map(|r| (ticket, queue, r.lane, r.first..r.last + 1)));
+                    ticket
+                }
                 None => continue,
             },
         };
