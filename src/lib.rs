@@ -28,7 +28,6 @@ pub(crate) mod queue;
 pub mod ready_file;
 pub mod routing;
 pub mod start_error;
-#[allow(dead_code)]
 pub(crate) mod store;
 pub mod store_command;
 

@@ -107,6 +107,11 @@ impl Broker {
         });
     }
 
+    /// Whether nothing can be written because the disk is full.
+    pub fn is_store_full(&self) -> bool {
+        self.services.store.as_ref().is_some_and(|store| store.is_full())
+    }
+
     /// Writes what waits and closes the store; what is changed afterwards does not last.
     pub fn close_store(&self) {
         if let Some(store) = &self.services.store {

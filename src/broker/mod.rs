@@ -118,6 +118,10 @@ impl Broker {
         let options = store_options(&config.store);
         let store = store_dir.map(|path| Store::open(path, &options));
         let store = store.transpose().map_err(|error| error.to_string())?;
+        if let Some(lost) = store.as_ref().and_then(Store::lost_at_open) {
+            let hint = "the start goes on with what is left; `leveret store check` says more";
+            tracing::error!(?lost, "{hint}");
+        }
         let spill = store_dir.map(|path| Spill::open(&path.with_file_name(SPILL)));
         let spill = spill.transpose().map_err(|error| format!("cannot make {SPILL}: {error}"))?;
         Ok(Self::with_store(config, memory_limit_bytes, store.map(Arc::new), spill))

@@ -479,7 +479,7 @@ impl OutboxGuard<'_> {
         self.state.closed_channels.retain(|closed| *closed != channel);
     }
 
-    /// Forgets what a channel that ends has not answered yet: the client knows no such channel then.
+    /// Forgets what a channel that ends has not answered: the client knows no such channel then.
     pub(crate) fn forget_answers(&mut self, channel: u16) {
         self.state.channels[usize::from(channel)].waiting.clear();
     }

@@ -1,7 +1,8 @@
 //! The room on the data directory's file system.
 //!
 //! Owns when it is looked at, and the disk alarm: set while there is less than
-//! `store.disk_free_limit`, as in RabbitMQ. It must not know what takes the room.
+//! `store.disk_free_limit`, as in RabbitMQ, or the store waits for room. It must not know what
+//! takes the room.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,8 @@ impl DiskSpace {
             }
         };
         self.is_readable = true;
-        match broker.alarms().switch(Alarm::Disk, || free_bytes < limit_bytes) {
+        let is_short = || free_bytes < limit_bytes || broker.is_store_full();
+        match broker.alarms().switch(Alarm::Disk, is_short) {
             Some(true) => tracing::warn!(
                 free_bytes, limit_bytes, %path,
                 "disk alarm set: publishers are blocked until there is more room"

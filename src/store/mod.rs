@@ -55,6 +55,7 @@ use engine::{Engine, ReadError};
 use group::{Former, Item};
 #[cfg(test)]
 pub(crate) use memory::MemoryEngine;
+#[cfg(test)]
 pub(crate) use metrics::Metrics;
 pub(crate) use spill::Spill;
 use waiting::Shared;
@@ -333,12 +334,14 @@ impl Store {
         self.shared.is_full()
     }
 
-    /// What was counted since the store was opened.
+    /// What was counted since the store was opened. The log has it at the end.
+    #[cfg(test)]
     pub(crate) fn metrics(&self) -> &Metrics {
         &self.shared.metrics
     }
 
     /// What was handed over and is not written (bytes).
+    #[cfg(test)]
     pub(crate) fn waiting_bytes(&self) -> usize {
         self.shared.waiting_bytes()
     }
@@ -348,7 +351,7 @@ impl Store {
         self.shared.failure()
     }
 
-    /// What was missing when the store was opened, although it had been synced.
+    /// What was missing when the store was opened, although it had been synced. The log says it.
     pub(crate) fn lost_at_open(&self) -> Option<LostAtOpen> {
         self.lost_at_open
     }
