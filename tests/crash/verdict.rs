@@ -193,10 +193,12 @@ impl<'a> Judge<'a> {
         wrong.into_iter().for_each(|what| self.note(Kind::Reordered, found.queue, what));
     }
 
-    /// The entry of a message that cannot have come as a dead letter only now.
+    /// The entry of a message of which there is one copy that cannot have come only now, as a dead
+    /// letter: copies that died apart are not the same.
     fn known(&self, found: &Found, id: MessageId) -> Option<&'a Entry> {
         let came = self.ledger.may_have_come(found.queue, id, found.ended_ms);
-        self.ledger.entries.get(&(found.queue, id)).filter(|_| came == 0)
+        let entry = self.ledger.entries.get(&(found.queue, id))?;
+        (came == 0 && entry.stored + entry.possible <= 1).then_some(entry)
     }
 
     /// Each message by itself: its bytes, its time, its flags and properties.

@@ -206,6 +206,18 @@ fn a_dead_letter_is_in_one_place_at_least() {
 }
 
 #[test]
+fn copies_that_died_apart_may_differ() {
+    let mut ledger = five(&[delivered(1), settled(1, Settlement::Reject)]);
+    let later = || Seen { properties: "later".to_owned(), ..dead(1, "q", "rejected") };
+    let both =
+        [found(Q, numbers(&[2, 3, 4, 5])), found(DEAD, vec![dead(1, "q", "rejected"), later()])];
+    ledger.rebase(&both, false);
+    reports(&ledger, &[both[1].clone()], &[]);
+    ledger.rebase(&[found(DEAD, vec![later()])], false);
+    reports(&ledger, &[found(DEAD, vec![dead(1, "q", "rejected")])], &[Kind::Changed]);
+}
+
+#[test]
 fn a_rejected_message_that_has_nowhere_to_go_is_as_good_as_acknowledged() {
     let plain = vec![Queue::durable("q"), Queue::durable("dead"), Queue::durable("more")];
     let log = [sent(1), confirmed(1), delivered(1), settled(1, Settlement::Reject)];
