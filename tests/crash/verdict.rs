@@ -218,7 +218,8 @@ impl<'a> Judge<'a> {
             {
                 self.note(kind, queue, format!("{id:?} {what}"));
             }
-            let is_new = entry.is_none_or(|entry| entry.position.is_none());
+            let before = self.ledger.entries.get(&(queue, id));
+            let is_new = before.is_none_or(|entry| entry.position.is_none());
             if is_new && self.ledger.sources(queue).next().is_some() {
                 self.dead_letter(queue, id, seen);
             }
