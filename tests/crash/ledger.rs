@@ -12,7 +12,8 @@
 //! - a delivery is told by the redelivered flag: it is *stored* in the same way, once a client that
 //!   had received it got such an answer;
 //! - a dead letter is in its queue, in the queue it goes to, or in both, from the moment on when it
-//!   was rejected, expired or came back too often: a crash may double it, never lose it.
+//!   was rejected, expired or came back too often: a crash may double it, never lose it;
+//! - the same goes for a delayed message, from the moment on when it is due.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -261,6 +262,12 @@ impl Entry {
         self.sort.delay_ms.is_some() && now_ms < self.due_ms().1.saturating_add(LATE_MS)
     }
 
+    /// How often it may have come out of the exchange again: once by kill after it was due.
+    pub(super) fn repeats(&self, now_ms: u64, kills: u32) -> u32 {
+        let is_due = self.sort.delay_ms.is_some() && self.due_ms().0 <= now_ms;
+        if is_due { kills * (self.stored + self.possible) } else { 0 }
+    }
+
     /// The earliest and latest time at which it comes out of a delaying exchange.
     pub(super) fn due_ms(&self) -> (u64, u64) {
         let delay = self.sort.delay_ms.unwrap_or(0);
@@ -274,7 +281,7 @@ pub struct Ledger {
     pub queues: Vec<Queue>,
     pub(super) entries: BTreeMap<(usize, MessageId), Entry>,
     /// Since the queues were last looked through.
-    kills: u32,
+    pub(super) kills: u32,
 }
 
 impl Ledger {
@@ -310,7 +317,7 @@ impl Ledger {
     /// What was found after a restart is what there is from now on. `is_stored`: whoever looked
     /// through the queues got an answer afterwards (see the module's description).
     pub fn rebase(&mut self, found: &[Found], is_stored: bool) {
-        self.kills = 0;
+        let kills = std::mem::take(&mut self.kills);
         let ended = |queue| found.iter().find(|f| f.queue == queue).map_or(0, |f| f.ended_ms);
         for ((queue, _), entry) in &mut self.entries {
             if !entry.may_be_delayed(ended(*queue)) {
@@ -324,8 +331,10 @@ impl Ledger {
             for (position, seen) in queue.seen.iter().enumerate() {
                 let Ok(id) = seen.id else { continue };
                 let Some(entry) = self.entry_at(queue.queue, id) else { continue };
-                if entry.sort.delay_ms.take().is_some() {
-                    (entry.stored, entry.possible) = (0, 0);
+                if entry.sort.delay_ms.is_some() {
+                    let repeats = entry.repeats(queue.ended_ms, kills);
+                    (entry.stored, entry.possible) = (0, repeats);
+                    entry.sort.delay_ms = None;
                 }
                 entry.stored += 1;
                 entry.position = Some(position);

@@ -274,7 +274,7 @@ pub fn transactions(random: &mut Random) -> Plan {
     plan
 }
 
-/// Delayed messages come once, and not before their time.
+/// Delayed messages come, and not before their time.
 pub fn delayed(random: &mut Random) -> Plan {
     let (mut plan, _) = plan(2, random);
     let mut queue = Queue::durable("later");

@@ -102,7 +102,8 @@ impl<'a> Judge<'a> {
             let came = self.ledger.may_have_come(queue, id, ended);
             let (stored, possible) = entry.map_or((0, 0), |e| (e.stored, e.possible));
             let acks_stored = entry.map_or(0, |entry| entry.acks_stored);
-            let most = (stored + possible + came).saturating_sub(acks_stored);
+            let repeats = entry.map_or(0, |entry| entry.repeats(ended, self.ledger.kills));
+            let most = (stored + possible + came + repeats).saturating_sub(acks_stored);
             if here > most {
                 let is_unheard = entry.is_none() && came == 0;
                 let kind = match most {
