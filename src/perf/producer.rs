@@ -331,6 +331,13 @@ impl<'a> Asking<'a> {
             _ => Err(PerfError::Refused("the broker refused a message".into())),
         }
     }
+
+    /// Closes the connection.
+    pub(crate) fn close(mut self) -> Result<(), PerfError> {
+        self.stream.write_all(&closing_frame())?;
+        self.inbox.await_close(FINISH_TIMEOUT);
+        Ok(())
+    }
 }
 
 /// Hears the methods that a producer without confirms may get.
