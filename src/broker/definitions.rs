@@ -68,7 +68,7 @@ impl Broker {
         definitions: &Definitions,
         drive: &mut Drive,
     ) -> Result<Imported, DefinitionsError> {
-        let definitions = definitions.with_vhost(None);
+        let definitions = definitions.with_vhost(None).with_hashes().map_err(DefinitionsError)?;
         let scratch = Self::without_defaults(self.config.clone(), u64::MAX);
         let mut scratch_drive = Drive::default();
         Import::new(&scratch, &mut scratch_drive).run(&self.export_definitions())?;
@@ -169,12 +169,7 @@ impl<'a> Import<'a> {
             definition.hashing_algorithm = "rabbit_password_hashing_md5".to_owned();
         }
         let put = self.broker.put_user(&definition);
-        let name = &definition.name;
-        let put = put.and_then(|()| match &user.password {
-            Some(password) => self.broker.set_password(name, password),
-            None => Ok(()),
-        });
-        put.map_err(|error| format!("user '{name}': {error}"))
+        put.map_err(|error| format!("user '{}': {error}", definition.name))
     }
 
     fn vhost(&mut self, vhost: &VhostEntry) -> Result<(), String> {

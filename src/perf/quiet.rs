@@ -76,9 +76,7 @@ pub(crate) fn latency(
         let link = Link::open(&plan.uri)?;
         let block = Block::new(&plan.shape_of(0, link.frame_max()), 1, 1);
         let mut asking = Asking::new(link, &board)?;
-        round_trips(plan, report, |number| {
-            asking.once(block.run(number, 1), ROUND_TRIP_TIMEOUT)
-        })?;
+        round_trips(plan, report, |number| asking.once(block.run(number, 1), ROUND_TRIP_TIMEOUT))?;
         return asking.close();
     }
     report.text("scenario", format!("ping-pong, one message in flight, {} B, {kind}", plan.size));

@@ -532,6 +532,12 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), AccessError> {
     Ok(())
 }
 
+/// What is kept of a new password, and the name of its form.
+pub(super) fn hash_password(password: &str) -> Result<(String, String), AccessError> {
+    let hash = new_hash(password)?;
+    Ok((hash.text().to_owned(), hash.algorithm().to_owned()))
+}
+
 fn new_hash(password: &str) -> Result<PasswordHash, AccessError> {
     if password.is_empty() {
         return Err(AccessError("a password must not be blank".to_owned()));

@@ -10,6 +10,7 @@ use super::{
     PermissionDefinition, PolicyDefinition, TopicPermissionDefinition, UserDefinition, UserLimits,
     VhostLimits, VhostMetadata, table,
 };
+use crate::broker::access::hash_password;
 use crate::broker::{DEFAULT_VHOST, QueueCell};
 use crate::codec::method::FieldTable;
 use crate::queue::Kind;
@@ -202,6 +203,21 @@ impl Definitions {
             "exchanges": self.exchanges.iter().map(Exchange::to_json).collect::<Vec<_>>(),
             "bindings": self.bindings.iter().map(Binding::to_json).collect::<Vec<_>>(),
         })
+    }
+
+    /// The same with what is kept of passwords instead of them. That takes a while.
+    ///
+    /// # Errors
+    /// When a password is empty.
+    pub(super) fn with_hashes(mut self) -> Result<Self, String> {
+        for user in &mut self.users {
+            let Some(password) = user.password.take() else { continue };
+            let definition = &mut user.definition;
+            let (hash, algorithm) = hash_password(&password)
+                .map_err(|error| format!("user '{}': {error}", definition.name))?;
+            (definition.password_hash, definition.hashing_algorithm) = (hash, algorithm);
+        }
+        Ok(self)
     }
 
     /// The same with every vhost named: `vhost`, or else the one that a file of a single vhost was
