@@ -175,6 +175,13 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let entry = self.known(found, id);
+            let may_repeat = |entry: &Entry| {
+                entry.stored == 0 && entry.repeats(found.ended_ms, self.ledger.kills) > 0
+            };
+            if entry.is_some_and(may_repeat) {
+                // It came back in its place, or was passed on once more and came at the end.
+                continue;
+            }
             match entry.and_then(|entry| entry.position) {
                 Some(position) => {
                     let before = places.insert(class, position);
