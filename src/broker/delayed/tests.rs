@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::task::Context;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::broker::{Broker, Declaration, Memory, QueueCell, VhostMetadata};
@@ -311,8 +312,20 @@ fn run(steps: Vec<Step>) {
     assert_eq!(node.broker.services.memory.used(), 0);
 }
 
+/// Runs are repeatable; `PROPTEST_CASES` and `PROPTEST_RNG_SEED` look further.
+fn config() -> ProptestConfig {
+    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 48;
+    }
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(0);
+    }
+    config
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(config())]
 
     #[test]
     fn what_is_persistent_waits_on_after_a_crash(
@@ -402,7 +415,8 @@ fn entries_without_an_exchange_are_deleted() {
 fn what_comes_after_a_restart_is_behind_what_was_there() {
     let engine = MemoryEngine::default();
     let mut node = Node::start(&engine, SyncMode::Always, Millis(1000));
-    [(5, "released"), (10, "a")].iter().for_each(|(ms, text)| node.publish("x", *ms, true, text));
+    node.publish("x", 5, true, "released");
+    node.publish("x", 10, true, "a");
     node.pass(5);
     node.settle();
     let mut node = Node::start(&engine.after_crash(0), SyncMode::Always, Millis(1005));
