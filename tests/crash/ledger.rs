@@ -34,6 +34,16 @@ pub enum Order {
     Halves,
     /// By something that a publisher does not decide alone, such as when messages die.
     Any,
+    /// By when messages are due, and those that were being passed on at a kill may come once more,
+    /// at the end.
+    Due,
+}
+
+impl Order {
+    /// Whether the messages of one publisher keep the order in which they were published.
+    pub fn is_of_publishers(self) -> bool {
+        !matches!(self, Self::Any | Self::Due)
+    }
 }
 
 /// What a queue is, as far as it matters for what must be in it.
@@ -72,7 +82,7 @@ impl Queue {
         match self.order {
             Order::Priority(max) => priority.unwrap_or(0).min(max),
             Order::Halves => u8::from(priority.unwrap_or(0) > 4),
-            Order::Fifo | Order::Any => 0,
+            Order::Fifo | Order::Any | Order::Due => 0,
         }
     }
 }
@@ -402,7 +412,7 @@ impl Ledger {
                     let kind = &self.queues[*queue];
                     let key = (*queue, kind.class(*priority), id.publisher);
                     let before = latest.insert(key, id.number).unwrap_or(0);
-                    if before > id.number && kind.order != Order::Any {
+                    if before > id.number && kind.order.is_of_publishers() {
                         let what = format!("{id:?} in {name} was delivered after {before}");
                         found.push(Violation::new(Kind::Reordered, what));
                     }

@@ -278,7 +278,7 @@ pub fn transactions(random: &mut Random) -> Plan {
 pub fn delayed(random: &mut Random) -> Plan {
     let (mut plan, _) = plan(2, random);
     let mut queue = Queue::durable("later");
-    queue.order = Order::Any;
+    queue.order = Order::Due;
     let queue = plan.queue(queue, "durable");
     plan.setup.push(
         "exchange.declare exchange=delays type=x-delayed-message durable \

@@ -102,7 +102,10 @@ impl<'a> Judge<'a> {
             let came = self.ledger.may_have_come(queue, id, ended);
             let (stored, possible) = entry.map_or((0, 0), |e| (e.stored, e.possible));
             let acks_stored = entry.map_or(0, |entry| entry.acks_stored);
-            let repeats = entry.map_or(0, |entry| entry.repeats(ended, self.ledger.kills));
+            let kills = self.ledger.kills;
+            let repeats = entry.map_or(0, |entry| entry.repeats(ended, kills));
+            let is_due = self.ledger.queues[queue].order == Order::Due && entry.is_some();
+            let repeats = if is_due { repeats.max(kills) } else { repeats };
             let most = (stored + possible + came + repeats).saturating_sub(acks_stored);
             if here > most {
                 let is_unheard = entry.is_none() && came == 0;
@@ -175,24 +178,18 @@ impl<'a> Judge<'a> {
                 continue;
             }
             let entry = self.known(found, id);
-            let may_repeat = |entry: &Entry| {
-                entry.stored == 0 && entry.repeats(found.ended_ms, self.ledger.kills) > 0
-            };
-            if entry.is_some_and(may_repeat) {
-                // It came back in its place, or was passed on once more and came at the end.
-                continue;
-            }
             match entry.and_then(|entry| entry.position) {
                 Some(position) => {
                     let before = places.insert(class, position);
-                    if before.is_some_and(|before| before > position) {
+                    let is_behind = before.is_some_and(|before| before > position);
+                    if is_behind && queue.order != Order::Due {
                         wrong.push(format!("{id:?} was at {position} and comes after {before:?}"));
                     }
                 }
                 None => {
                     places.insert(class, usize::MAX);
                     let before = numbers.insert((class, id.publisher), id.number).unwrap_or(0);
-                    if before > id.number && queue.order != Order::Any {
+                    if before > id.number && queue.order.is_of_publishers() {
                         wrong.push(format!("{id:?} comes after {before}"));
                     }
                 }
