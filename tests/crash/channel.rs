@@ -193,7 +193,7 @@ fn number(delivery: &Delivery, property: &str) -> Option<u64> {
     delivery.properties.get(property).and_then(|value| value.text().parse().ok())
 }
 
-/// A delivery as a finding that was asked for at this time.
+/// A delivery that has just come, as a finding that was asked for at this time.
 pub fn seen(delivery: &Delivery, asked_ms: u64) -> Seen {
     let count = delivery.header("x-delivery-count").map_or(0, Value::int);
     let mut properties = delivery.properties.clone();
@@ -206,6 +206,7 @@ pub fn seen(delivery: &Delivery, asked_ms: u64) -> Seen {
         id: identity(delivery),
         redelivered: delivery.redelivered(),
         asked_ms,
+        came_ms: now_ms(),
         count: count as u32,
         persistent: number(delivery, "delivery_mode") == Some(2),
         priority: number(delivery, "priority").map(|n| n as u8),

@@ -17,8 +17,9 @@ pub struct Seen {
     /// Who it is; the error says what is wrong with it.
     pub id: Result<MessageId, String>,
     pub redelivered: bool,
-    /// When it was asked for.
+    /// When it was asked for, and when it came.
     pub asked_ms: u64,
+    pub came_ms: u64,
     /// The delivery count.
     pub count: u32,
     pub persistent: bool,
@@ -174,10 +175,13 @@ impl<'a> Judge<'a> {
                 }
                 class_before = class;
             }
-            if self.times(found.queue, id) > 1 {
+            let entry = self.ledger.entries.get(&(found.queue, id));
+            let was_there = entry.is_some_and(|entry| entry.position.is_some());
+            let is_one = was_there && self.known(found, id).is_some();
+            if self.times(found.queue, id) > 1 || was_there != is_one {
+                // Which of the copies this is cannot be told.
                 continue;
             }
-            let entry = self.known(found, id);
             match entry.and_then(|entry| entry.position) {
                 Some(position) => {
                     let before = places.insert(class, position);
@@ -295,8 +299,8 @@ fn wrong_with(queue: &Queue, entry: &Entry, seen: &Seen) -> Vec<(Kind, String)> 
         note(Kind::CameBack, format!("expired {} ms before", seen.asked_ms - latest));
     }
     let (due, _) = entry.due_ms();
-    if entry.sort.delay_ms.is_some() && seen.asked_ms + SLACK_MS < due {
-        note(Kind::Early, format!("came {} ms early", due - seen.asked_ms));
+    if entry.sort.delay_ms.is_some() && seen.came_ms + SLACK_MS < due {
+        note(Kind::Early, format!("came {} ms early", due - seen.came_ms));
     }
     if entry.receipt == Receipt::Stored && !seen.redelivered {
         note(Kind::Flag, "was delivered before and is not redelivered".to_owned());

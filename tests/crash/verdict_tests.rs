@@ -68,6 +68,7 @@ fn seen(number: u32) -> Seen {
         id: Ok(id(number)),
         redelivered: false,
         asked_ms: CRASH_MS + 100,
+        came_ms: CRASH_MS + 100,
         count: 0,
         persistent: true,
         priority: None,
@@ -274,7 +275,8 @@ fn delayed_messages_come_in_time() {
     let late = Sort { delay_ms: Some(2000), ..Sort::PLAIN };
     let mut ledger = crashed(queues(), vec![sent_as(1, late, None), confirmed(1)]);
     let at = |asked_ms, ended_ms, seen: Vec<Seen>| {
-        let seen = seen.into_iter().map(|seen| Seen { asked_ms, ..seen }).collect();
+        let seen =
+            seen.into_iter().map(|seen| Seen { asked_ms, came_ms: asked_ms, ..seen }).collect();
         [Found { queue: Q, seen, ended_ms }]
     };
     let copies = |count| vec![seen(1); count];
