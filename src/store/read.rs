@@ -126,16 +126,34 @@ impl Reader<'_> {
                 self.lose(first.max(from)..last + 1, "its records do not add up");
                 continue;
             }
-            match self.bodies(&span)? {
-                Ok(bodies) => {
-                    let bytes = span.records.to_vec();
-                    let size = bytes.len() + bodies.iter().map(Bytes::len).sum::<usize>();
-                    self.bytes_left = self.bytes_left.saturating_sub(size);
-                    self.chunk.runs.push(StoredRun { first, last, bytes, bodies });
-                }
-                // A body goes once those who refer to it are settled, which may be just now.
-                Err(_) if self.head()?.is_none_or(|head| head.watermark > last) => {}
-                Err(reason) => self.lose(first.max(from)..last + 1, &reason),
+            let (bodies, missing) = self.bodies(&span)?;
+            if !missing.is_empty() {
+                self.lose_messages(&span, from, &missing)?;
+            }
+            let bytes = span.records.to_vec();
+            let size = bytes.len() + bodies.iter().map(Bytes::len).sum::<usize>();
+            self.bytes_left = self.bytes_left.saturating_sub(size);
+            self.chunk.runs.push(StoredRun { first, last, bytes, bodies });
+        }
+        Ok(())
+    }
+
+    /// Reports the messages from `from` on whose bodies are missing, unless they are settled: a body
+    /// goes once those who refer to it are, which may be just now, and before its neighbours.
+    fn lose_messages(
+        &mut self,
+        span: &StoredSpan<'_>,
+        from: u64,
+        missing: &[(u32, String)],
+    ) -> Result<(), StoreError> {
+        let from = self.head()?.map_or(u64::MAX, |head| head.watermark.max(from));
+        let mut rest = span.records;
+        for seq in span.span.first..=span.span.last() {
+            let (record, after) = rest.split_at(record_len(rest).expect("the records add up"));
+            rest = after;
+            let Some(number) = body_number(record).filter(|_| seq >= from) else { continue };
+            if let Some((_, reason)) = missing.iter().find(|(other, _)| *other == number) {
+                self.lose(seq..seq + 1, reason);
             }
         }
         Ok(())
@@ -149,21 +167,30 @@ impl Reader<'_> {
         head.map(Some).ok_or_else(|| damaged(Table::Heads, &key))
     }
 
-    /// The bodies of a span, or what is wrong with them.
-    fn bodies(&self, span: &StoredSpan<'_>) -> Result<Result<Vec<Bytes>, String>, StoreError> {
+    /// The bodies of a span, and the numbers of those that cannot be read, with the reason: they
+    /// are empty.
+    fn bodies(
+        &self,
+        span: &StoredSpan<'_>,
+    ) -> Result<(Vec<Bytes>, Vec<(u32, String)>), StoreError> {
         let mut bodies = Vec::with_capacity(span.bodies.len());
-        for (place, bytes) in &span.bodies {
-            match place {
-                BodyPlace::Inline(_) => bodies.push(Bytes::copy_from_slice(bytes)),
+        let mut missing = Vec::new();
+        for (number, (place, bytes)) in (0..).zip(&span.bodies) {
+            let body = match place {
+                BodyPlace::Inline(_) => Ok(Bytes::copy_from_slice(bytes)),
                 BodyPlace::Shared(id) => match self.engine.value(Table::Bodies, &keys::body(*id)) {
-                    Ok(Some(body)) => bodies.push(Bytes::from(body)),
-                    Ok(None) => return Ok(Err(format!("its body {id} is missing"))),
-                    Err(ReadError::Damaged(reason)) => return Ok(Err(reason)),
+                    Ok(Some(body)) => Ok(Bytes::from(body)),
+                    Ok(None) => Err(format!("its body {id} is missing")),
+                    Err(ReadError::Damaged(reason)) => Err(reason),
                     Err(error) => return Err(error.into()),
                 },
-            }
+            };
+            bodies.push(body.unwrap_or_else(|reason| {
+                missing.push((number, reason));
+                Bytes::new()
+            }));
         }
-        Ok(Ok(bodies))
+        Ok((bodies, missing))
     }
 
     /// Reports what cannot be read from `from` on, and returns where it can be read again. The key

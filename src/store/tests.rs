@@ -300,6 +300,38 @@ fn bodies_go_with_the_last_message_that_refers_to_them() {
 }
 
 #[test]
+fn a_body_that_went_takes_no_other_message_along() {
+    let engine = MemoryEngine::default();
+    let store = open(&engine, SyncMode::Always);
+    let bodies = [Bytes::from(vec![1; 50_000]), Bytes::from(vec![2; 50_000])];
+    let put = |queue: u64| {
+        let mut records = messages(0, &[b"", b""]);
+        records.bytes = [shared_record(0, 50_000), shared_record(1, 50_000)].concat();
+        records.bodies.extend(bodies.clone());
+        records.runs[0] = Run { lane: 0, first: 0, last: 1, bytes: 0..24, bodies: 0..2 };
+        store.submit(queue, &mut records)
+    };
+    let ticket = until(|| {
+        let together = store.keep_together();
+        let tickets = (put(1), put(2));
+        drop(together);
+        (tickets.0 == tickets.1).then_some(tickets.1)
+    });
+    assert_eq!(outcome(&store, ticket), Outcome::Durable);
+    let all = engine.keys(Table::Bodies).len();
+    // The first message is settled in both queues, the second in neither.
+    assert_eq!(outcome(&store, store.submit(1, &mut heads(1, 2))), Outcome::Durable);
+    assert_eq!(outcome(&store, store.submit(2, &mut heads(1, 2))), Outcome::Durable);
+    assert_eq!(outcome(&store, store.forget_queue(3)), Outcome::Durable);
+    until(|| (engine.keys(Table::Bodies).len() < all).then_some(()));
+    for queue in [1, 2] {
+        let chunk = store.read(queue, 0, 1, 1).unwrap();
+        assert_eq!(chunk.lost, []);
+        assert_eq!(chunk.runs[0].bodies[1], bodies[1]);
+    }
+}
+
+#[test]
 fn a_close_writes_what_there_is_and_then_nothing() {
     let engine = MemoryEngine::default();
     let store = open(&engine, SyncMode::Os);
