@@ -122,6 +122,8 @@ pub(crate) struct Lane {
     pub(super) next_seq: u64,
     /// Messages at and after the cursor.
     pub(super) unread: usize,
+    /// Whether any of them may expire, of those that came since the broker was started.
+    pub(super) unread_may_expire: bool,
     returned: BTreeMap<Seq, ReturnedMessage>,
     /// Bytes of segment buffers held.
     pub(super) memory: usize,
@@ -148,6 +150,7 @@ impl Lane {
             cursor_seq: Seq(0),
             next_seq: 0,
             unread: 0,
+            unread_may_expire: false,
             returned: BTreeMap::new(),
             memory: 0,
             large: 0,
@@ -205,6 +208,7 @@ impl Lane {
             self.large += body.len();
         }
         self.next_seq += 1;
+        self.unread_may_expire = expiry.is_some() || (self.unread > 0 && self.unread_may_expire);
         self.unread += 1;
     }
 

@@ -188,9 +188,9 @@ impl Lane {
         self.memory + self.large
     }
 
-    /// Whether any message in the store may expire.
+    /// Whether any message that is not here may expire.
     pub(super) fn may_expire(&self) -> bool {
-        self.durability.as_ref().is_some_and(|kept| kept.may_expire)
+        self.unread_may_expire || self.durability.as_ref().is_some_and(|kept| kept.may_expire)
     }
 
     /// Whether the next message is not here.
@@ -608,6 +608,19 @@ mod tests {
         assert_eq!(queue.install(loaded), 0);
         queue.get(true, NOW, &mut Effects::default()).expect("it is here").expect("a message");
         assert_eq!(queue.wanted_at_once(), None);
+    }
+
+    #[test]
+    fn what_may_expire_is_wanted_where_nobody_consumes() {
+        let settings = Settings { message_ttl_ms: Some(5), ..Settings::default() };
+        let (mut queue, effects) = (Queue::new(settings), &mut Effects::default());
+        publish(&mut queue, 3, &[0; SEGMENT_BYTES]);
+        let put = |_: &[u8]| Ok::<u64, ()>(1);
+        queue.spill(0, put, effects).expect("there is room");
+        assert_eq!(queue.wanted(), None, "the first one is here");
+        queue.expire(Millis(NOW.0 + 5), effects);
+        queue.finish(effects);
+        assert_eq!((queue.ready(), queue.wanted().and_then(|it| it.spilled)), (2, Some(1)));
     }
 
     #[test]
