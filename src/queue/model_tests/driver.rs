@@ -22,7 +22,7 @@ use crate::queue::{
 };
 
 use super::history::{
-    Conditions, ConsumerPick, Payload, Pick, Settlement, Step, StoreStep, Subscription,
+    ConsumerPick, DurableHistory, Payload, Pick, Settlement, Step, StoreStep, Subscription,
 };
 use super::reference::Reference;
 use super::storage::Storage;
@@ -164,7 +164,7 @@ pub(super) struct Driver {
     /// By the number of the delivery, the settled ones included.
     slots: Vec<Slot>,
     outstanding: Vec<Outstanding>,
-    /// Of a durable queue.
+    /// Of a queue that uses a disk.
     storage: Option<Box<Storage>>,
 }
 
@@ -183,16 +183,13 @@ impl Driver {
         }
     }
 
-    pub(super) fn durable(
-        settings: Settings,
-        gate_limit: u32,
-        now: Millis,
-        conditions: Conditions,
-    ) -> Self {
+    /// That of a queue that may have messages on the disk.
+    pub(super) fn with_disk(durable: &DurableHistory, now: Millis) -> Self {
+        let DurableHistory { history, conditions, is_durable, .. } = durable;
         Self {
-            queue: Queue::with_store(settings.clone(), true),
-            storage: Some(Box::new(Storage::new(conditions))),
-            ..Self::new(settings, gate_limit, now)
+            queue: Queue::with_store(history.settings.clone(), *is_durable),
+            storage: Some(Box::new(Storage::new(*conditions, *is_durable))),
+            ..Self::new(history.settings.clone(), history.gate_limit, now)
         }
     }
 
@@ -274,18 +271,18 @@ impl Driver {
                 return None;
             }
             StoreStep::Load { at_once } => {
-                let loaded = storage.read(&self.queue, at_once)?;
-                assert_eq!(self.queue.install(loaded), 0, "nothing is lost");
+                let fetched = storage.read(&self.queue, at_once)?;
+                storage.take_in(&mut self.queue, fetched);
                 Command::Load
             }
             StoreStep::Fetch { at_once } => {
-                let loaded = storage.read(&self.queue, at_once)?;
-                storage.fetched.push_back(loaded);
+                let fetched = storage.read(&self.queue, at_once)?;
+                storage.fetched.push_back(fetched);
                 return None;
             }
             StoreStep::Install => {
-                let loaded = storage.fetched.pop_front()?;
-                assert_eq!(self.queue.install(loaded), 0, "nothing is lost");
+                let fetched = storage.fetched.pop_front()?;
+                storage.take_in(&mut self.queue, fetched);
                 Command::Load
             }
             StoreStep::Bury(count) => {
@@ -293,7 +290,7 @@ impl Driver {
                 Command::Bury(dying.map(|(message, _)| *message).collect())
             }
             StoreStep::Crash { lost } => {
-                let commands = storage.crash(lost.into());
+                let commands = storage.crash(lost.into())?;
                 Command::Crash { commands, stored: self.restart() }
             }
         })
@@ -541,8 +538,9 @@ impl Driver {
             out.dead.push((message, dead.reason));
             if let (Origin::Stored(at), Some(storage)) = (dead.origin, &mut self.storage) {
                 let is_quorum = self.queue.settings().kind == Kind::Quorum;
+                let is_kept = self.samples[message].is_persistent || is_quorum;
                 let place = self.queue.place(at);
-                assert_eq!(place.is_some(), self.samples[message].is_persistent || is_quorum);
+                assert_eq!(place.is_some(), is_kept && storage.is_durable());
                 storage.dying.extend(place.map(|place| (message, place)));
             }
         }
@@ -650,9 +648,10 @@ impl Driver {
         }
     }
 
-    /// Checks what a durable queue has told the store, and what it wants of it.
+    /// Checks what is on the disk, what the store was told, and what is wanted.
     pub(super) fn check_storage(&self, reference: &Reference) {
-        let storage = self.storage.as_ref().expect("only what is durable is checked");
+        let storage = self.storage.as_ref().expect("there is a disk");
+        storage.check_pieces(&self.queue);
         reference.check_heads(&storage.heads);
         let dying = storage.dying.iter().map(|(message, _)| *message);
         reference.check_waiting(self.queue.wanted().is_some(), dying);

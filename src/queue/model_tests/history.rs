@@ -20,10 +20,11 @@ pub(super) struct History {
     pub(super) steps: Vec<Step>,
 }
 
-/// The life of one durable queue.
+/// The life of one queue that may have messages on the disk.
 #[derive(Clone, Debug)]
 pub(super) struct DurableHistory {
     pub(super) history: History,
+    pub(super) is_durable: bool,
     /// As it begins.
     pub(super) conditions: Conditions,
     /// Whether what is left is taken out one by one, rather than purged.
@@ -35,6 +36,9 @@ pub(super) struct DurableHistory {
 pub(super) struct Conditions {
     /// The memory that the queue may take (bytes).
     pub(super) budget: usize,
+    /// Beyond this, what the store does not have is put aside, unless there are so many pieces
+    /// already: there is no more room for them (bytes, pieces).
+    pub(super) aside: Option<(usize, usize)>,
     /// Commands whose effects are written as one group.
     pub(super) group_commands: u8,
     /// Groups that wait to be written.
@@ -47,13 +51,23 @@ pub(super) struct Conditions {
     pub(super) early: u8,
     /// Where a chunk ends: see `Kept::read`.
     pub(super) late: u8,
-    /// Whether the store drops what is settled as soon as it hears of it.
-    pub(super) is_tidy: bool,
+    pub(super) cleaning: Cleaning,
     /// Whether everything that is wanted is loaded at once.
     pub(super) is_eager: bool,
 }
 
-/// What happens between a durable queue and its store.
+/// What a store drops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cleaning {
+    /// Nothing yet.
+    Never,
+    /// What is below the watermark.
+    Below,
+    /// Also what is settled above.
+    Settled,
+}
+
+/// What happens between a queue and the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StoreStep {
     Conditions(Conditions),
@@ -113,7 +127,7 @@ pub(super) enum Step {
     Tick,
     /// Another policy takes effect. The queue keeps its structure.
     Configure(Settings),
-    /// Means something to durable queues only.
+    /// Means something to queues that use a disk only.
     Store(StoreStep),
 }
 
@@ -212,9 +226,10 @@ pub(super) fn arb_history() -> impl Strategy<Value = History> {
 pub(super) fn arb_durable_history() -> impl Strategy<Value = DurableHistory> {
     let step = prop_oneof![5 => arb_step(), 3 => arb_store_step().prop_map(Step::Store)];
     let history = (arb_settings(), 0..6_u32, vec(step, 1..80));
-    let kind = (any::<bool>(), 0..3_usize, any::<bool>());
+    let kind = (any::<bool>(), 0..3_usize, any::<bool>(), prop::bool::weighted(0.9));
     (history, arb_conditions(), kind).prop_map(
-        |((settings, gate_limit, steps), conditions, (is_mixed, consumers, is_drained))| {
+        |((settings, gate_limit, steps), conditions, kind)| {
+            let (is_mixed, consumers, is_drained, is_durable) = kind;
             let mut history = History { settings, gate_limit, steps };
             if !is_mixed {
                 history.every_message(|it| *it.persistent = true);
@@ -222,7 +237,7 @@ pub(super) fn arb_durable_history() -> impl Strategy<Value = DurableHistory> {
             if consumers > 0 {
                 history.have_few_consumers(consumers);
             }
-            DurableHistory { history, conditions, is_drained }
+            DurableHistory { history, is_durable, conditions, is_drained }
         },
     )
 }
@@ -241,22 +256,28 @@ fn arb_store_step() -> impl Strategy<Value = StoreStep> {
 
 fn arb_conditions() -> impl Strategy<Value = Conditions> {
     let budget = prop_oneof![2 => Just(0), 3 => 0..8_000_usize, 2 => 8_000..100_000_usize];
+    let pieces = prop_oneof![3 => Just(usize::MAX), 1 => 0..4_usize];
+    let aside = weighted(0.3, (prop_oneof![1 => Just(0), 1 => 0..8_000_usize], pieces));
     let group_commands = prop_oneof![2 => Just(1), 1 => 2..5_u8];
     let lag = prop_oneof![1 => Just(0), 1 => 1..5_u8];
     let chunk = prop_oneof![1 => 1..500_usize, 1 => 500..20_000_usize];
     let run = (prop_oneof![1 => 1..4_u8, 1 => Just(u8::MAX)], 0..4_u8, 0..12_u8);
-    let flags = (any::<bool>(), any::<bool>());
-    ((budget, group_commands, lag, chunk), run, flags).prop_map(
-        |((budget, group_commands, lag, chunk), (run_max, early, late), (is_tidy, is_eager))| {
+    let cleaning =
+        prop_oneof![Just(Cleaning::Never), Just(Cleaning::Below), Just(Cleaning::Settled)];
+    let flags = (cleaning, any::<bool>());
+    ((budget, aside, group_commands, lag, chunk), run, flags).prop_map(
+        |(sizes, (run_max, early, late), (cleaning, is_eager))| {
+            let (budget, aside, group_commands, lag, chunk) = sizes;
             Conditions {
                 budget,
+                aside,
                 group_commands,
                 lag,
                 chunk,
                 run_max,
                 early,
                 late,
-                is_tidy,
+                cleaning,
                 is_eager,
             }
         },

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::history::Conditions;
+use super::history::{Cleaning, Conditions};
 use crate::queue::records::record_len;
 use crate::queue::segment::{Note, Segment};
 use crate::queue::{LaneHead, Mark, Records, StoredRun};
@@ -37,8 +37,8 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Takes in what a queue has handed over. With `is_tidy`, what is settled goes.
-    pub(super) fn apply(&mut self, records: &Records, is_tidy: bool) {
+    /// Takes in what a queue has handed over.
+    pub(super) fn apply(&mut self, records: &Records, cleaning: Cleaning) {
         for run in &records.runs {
             let bodies = &records.bodies[run.bodies.clone()];
             let mut rest = &records.bytes[run.bytes.clone()];
@@ -67,10 +67,21 @@ impl Kept {
         for (lane, seq) in self.messages.keys() {
             assert!(*seq < self.heads[lane].next, "{seq} of lane {lane} is not yet given out");
         }
-        if is_tidy {
-            let gone: Vec<_> = self.messages.keys().filter(|at| self.is_settled(at)).collect();
-            let gone: Vec<_> = gone.into_iter().copied().collect();
-            gone.iter().for_each(|at| drop(self.messages.remove(at)));
+        match cleaning {
+            Cleaning::Never => {}
+            Cleaning::Below => {
+                // A mark goes with its start: the watermark must not stop in the middle.
+                let heads = &self.heads;
+                let is_above = |lane: u8, seq: u64| seq >= heads[&lane].watermark;
+                self.messages.retain(|(lane, seq), _| is_above(*lane, *seq));
+                self.settled.retain(|(lane, start), _| is_above(*lane, *start));
+                self.returned.retain(|(lane, seq), _| is_above(*lane, *seq));
+            }
+            Cleaning::Settled => {
+                let mut messages = std::mem::take(&mut self.messages);
+                messages.retain(|at, _| !self.is_settled(at));
+                self.messages = messages;
+            }
         }
     }
 
