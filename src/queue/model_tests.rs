@@ -43,7 +43,7 @@ use reference::Reference;
 const START: Millis = Millis(1_000_000);
 
 /// Histories for each property; takes a few seconds in a release build.
-const CASES: u32 = 1500;
+const CASES: u32 = 1000;
 
 /// More loads in a row than any history needs.
 const LOADS_MAX: usize = 2000;
