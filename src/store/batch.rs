@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-/// The tables of the store; a column family each.
+/// The tables of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Table {
     /// Facts about the store itself.
@@ -25,20 +25,10 @@ pub(super) enum Table {
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 7] = [
-        Self::Meta,
-        Self::Messages,
-        Self::Marks,
-        Self::Heads,
-        Self::Bodies,
-        Self::Definitions,
-        Self::Delayed,
-    ];
-
-    /// The name of the table, on disk and in reports.
+    /// The name of the table in reports.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Meta => "default",
+            Self::Meta => "meta",
             Self::Messages => "messages",
             Self::Marks => "marks",
             Self::Heads => "heads",

@@ -71,6 +71,9 @@ impl Former {
             if let Item::Changes(changes) = item {
                 formed.must_last |= !changes.is_empty();
                 changes.iter().for_each(|change| write_change(change, batch));
+                // Each is deleted some day, or replaced.
+                let values = changes.iter().filter_map(|change| change.value.as_ref());
+                self.lanes.add_deleted_bytes(values.map(|value| value.len() as u64).sum());
             }
         }
         formed.must_last |= formed.messages > 0;

@@ -6,7 +6,7 @@
 //!
 //! | table | key | value |
 //! |---|---|---|
-//! | `default` | `group` | number of the newest group, u64 |
+//! | `meta` | `group` | number of the newest group, u64 |
 //! | `messages` | queue u64, lane u8, last sequence number of the entry u64 | see `run_value` |
 //! | `marks` | queue u64, lane u8, start u64, 0 | end u64: settled from start on and before end |
 //! | `marks` | queue u64, lane u8, sequence number u64, 1 | times returned, u32 |

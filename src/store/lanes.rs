@@ -199,6 +199,10 @@ impl Lanes {
         self.deleted_bytes >= bytes
     }
 
+    pub(super) fn add_deleted_bytes(&mut self, bytes: u64) {
+        self.deleted_bytes += bytes;
+    }
+
     pub(super) fn reset_deleted_bytes(&mut self) {
         self.deleted_bytes = 0;
     }

@@ -85,7 +85,7 @@ impl Reclaim {
         } else if lanes.has_deleted_bytes(GARBAGE_CHECK_BYTES) {
             lanes.reset_deleted_bytes();
             self.spawn(shared, |engine| {
-                for table in [Table::Messages, Table::Bodies] {
+                for table in [Table::Messages, Table::Bodies, Table::Delayed] {
                     let (garbage, all) = engine.garbage(table)?;
                     if garbage >= GARBAGE_BYTES_MIN && garbage >= all / 2 {
                         engine.rewrite(table)?;

@@ -10,12 +10,13 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 use rocksdb::{
     BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
-    CompactOptions, DB, DBCompressionType, DBRecoveryMode, ErrorKind, LogLevel, Options,
-    ReadOptions, WriteBatch, WriteOptions,
+    CompactOptions, DB, DBCompressionType, DBRecoveryMode, ErrorKind, FlushOptions, LogLevel,
+    Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
 use super::batch::{Batch, Operation, Table};
@@ -42,6 +43,10 @@ const BLOB_FILE_BYTES: u64 = 64 * MIB as u64;
 /// them: until it is done, it takes the space twice.
 const REWRITE_PART: f64 = 0.3;
 
+/// Writes wait for compaction with so many new files. They are small.
+const FILES_SLOW: i32 = 40;
+const FILES_MAX: i32 = 80;
+
 const OPEN_FILES_MAX: i32 = 256;
 
 /// Room that must be there before a full disk counts as mended (bytes), beside the batch's.
@@ -50,15 +55,10 @@ const ROOM_BYTES: usize = 4 * MIB;
 /// See the module's description.
 pub(super) struct RocksEngine {
     path: PathBuf,
-    state: RwLock<State>,
-}
-
-/// Taken for writing only to close the database, or to open it again.
-struct State {
-    /// `None` once it is closed.
-    db: Option<DB>,
+    /// `None` once it is closed. Taken for writing only to close it, or to open it again.
+    db: RwLock<Option<DB>>,
     /// The disk was full: the database takes no write until it is opened again.
-    was_full: bool,
+    was_full: AtomicBool,
 }
 
 impl RocksEngine {
@@ -74,14 +74,13 @@ impl RocksEngine {
     }
 
     fn over(path: &Path, db: Result<DB, rocksdb::Error>) -> Result<Self, ReadError> {
-        let db = db.map_err(|error| read_error(&error))?;
-        let state = RwLock::new(State { db: Some(db), was_full: false });
-        Ok(Self { path: path.to_owned(), state })
+        let db = RwLock::new(Some(db.map_err(|error| read_error(&error))?));
+        Ok(Self { path: path.to_owned(), db, was_full: AtomicBool::new(false) })
     }
 
     /// Calls `read` with the open database.
     fn with<T>(&self, read: impl FnOnce(&DB) -> Result<T, rocksdb::Error>) -> Result<T, ReadError> {
-        match &self.state.read().db {
+        match &*self.db.read() {
             Some(db) => read(db).map_err(|error| read_error(&error)),
             None => Err(closed()),
         }
@@ -94,15 +93,15 @@ impl RocksEngine {
         bytes: usize,
         write: impl FnOnce(&DB) -> Result<(), rocksdb::Error>,
     ) -> Result<(), WriteError> {
-        if self.state.read().was_full {
+        if self.was_full.load(Ordering::Relaxed) {
             self.reopen(bytes)?;
         }
-        let written = match &self.state.read().db {
+        let written = match &*self.db.read() {
             Some(db) => write(db).map_err(|error| write_error(&error)),
             None => Err(WriteError::Failed("it is closed".to_owned())),
         };
         if let Err(WriteError::NoSpace(_)) = written {
-            self.state.write().was_full = true;
+            self.was_full.store(true, Ordering::Relaxed);
         }
         written
     }
@@ -110,13 +109,21 @@ impl RocksEngine {
     /// After a full disk the database only reads, until it is opened again.
     fn reopen(&self, bytes: usize) -> Result<(), WriteError> {
         self.try_room(ROOM_BYTES + bytes)?;
-        let mut state = self.state.write();
-        if let Some(db) = state.db.take() {
+        let mut db = self.take();
+        *db = Some(open(&self.path).map_err(|error| write_error(&error))?);
+        self.was_full.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Closes the database, and keeps everybody else out.
+    fn take(&self) -> RwLockWriteGuard<'_, Option<DB>> {
+        if let Some(db) = &*self.db.read() {
+            // Whoever compacts lets go of it by that.
             db.cancel_all_background_work(true);
         }
-        state.db = Some(open(&self.path).map_err(|error| write_error(&error))?);
-        state.was_full = false;
-        Ok(())
+        let mut db = self.db.write();
+        *db = None;
+        db
     }
 
     /// Whether a file of this size can be written.
@@ -152,7 +159,7 @@ impl Engine for RocksEngine {
     }
 
     fn sync(&self) -> Result<(), WriteError> {
-        match &self.state.read().db {
+        match &*self.db.read() {
             Some(db) => db.flush_wal(true).map_err(|e| WriteError::Failed(e.into_string())),
             None => Err(WriteError::Failed("it is closed".to_owned())),
         }
@@ -160,22 +167,26 @@ impl Engine for RocksEngine {
 
     fn value(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
         // Whoever asks may be in the middle of a walk, and somebody may wait to open it again.
-        match &self.state.read_recursive().db {
-            Some(db) => db
-                .get_cf_opt(family(db, table), key, &read_options())
-                .map_err(|error| read_error(&error)),
+        match &*self.db.read_recursive() {
+            Some(db) => {
+                let ((family, prefix), mut room) = (place(table), Vec::new());
+                let key = full_key(prefix, key, &mut room);
+                let value = db.get_cf_opt(family.of(db), key, &read_options());
+                value.map_err(|error| read_error(&error))
+            }
             None => Err(closed()),
         }
     }
 
     fn scan(&self, table: Table, keys: Range<&[u8]>, each: Each<'_>) -> Result<(), ReadError> {
         self.with(|db| {
+            let ((family, prefix), mut room) = (place(table), Vec::new());
             let mut options = read_options();
-            options.set_iterate_upper_bound(keys.end);
-            let mut iterator = db.raw_iterator_cf_opt(family(db, table), options);
-            iterator.seek(keys.start);
+            options.set_iterate_upper_bound(full_key(prefix, keys.end, &mut room));
+            let mut iterator = db.raw_iterator_cf_opt(family.of(db), options);
+            iterator.seek(full_key(prefix, keys.start, &mut room));
             while let Some((key, value)) = iterator.item() {
-                if let ControlFlow::Break(()) = each(key, value) {
+                if let ControlFlow::Break(()) = each(&key[prefix.len()..], value) {
                     return Ok(());
                 }
                 iterator.next();
@@ -186,18 +197,22 @@ impl Engine for RocksEngine {
 
     fn compact(&self, table: Table, keys: Range<&[u8]>) -> Result<(), ReadError> {
         self.with(|db| {
-            let family = family(db, table);
-            db.flush_cf(family)?;
+            let (family, prefix) = place(table);
+            let (mut first, mut second) = (Vec::new(), Vec::new());
+            let start = full_key(prefix, keys.start, &mut first);
+            let end = full_key(prefix, keys.end, &mut second);
+            // All of them, so that the log goes, too.
+            db.flush_cfs_opt(&Family::ALL.map(|family| family.of(db)), &FlushOptions::default())?;
             let mut options = CompactOptions::default();
             options.set_exclusive_manual_compaction(false);
-            db.compact_range_cf_opt(family, Some(keys.start), Some(keys.end), &options);
+            db.compact_range_cf_opt(family.of(db), Some(start), Some(end), &options);
             Ok(())
         })
     }
 
     fn garbage(&self, table: Table) -> Result<(u64, u64), ReadError> {
         self.with(|db| {
-            let bytes = |name| db.property_int_value_cf(family(db, table), name);
+            let bytes = |name| db.property_int_value_cf(place(table).0.of(db), name);
             let garbage = bytes("rocksdb.live-blob-file-garbage-size")?;
             let all = bytes("rocksdb.live-blob-file-size")?;
             Ok((garbage.unwrap_or(0), all.unwrap_or(0)))
@@ -206,7 +221,7 @@ impl Engine for RocksEngine {
 
     fn rewrite(&self, table: Table) -> Result<(), ReadError> {
         self.with(|db| {
-            let family = family(db, table);
+            let family = place(table).0.of(db);
             db.set_options_cf(family, &[("enable_blob_garbage_collection", "true")])?;
             let mut options = CompactOptions::default();
             options.set_exclusive_manual_compaction(false);
@@ -217,11 +232,7 @@ impl Engine for RocksEngine {
     }
 
     fn close(&self) {
-        if let Some(db) = &self.state.read().db {
-            // Whoever compacts lets go of it by that.
-            db.cancel_all_background_work(true);
-        }
-        self.state.write().db = None;
+        drop(self.take());
     }
 }
 
@@ -229,17 +240,57 @@ fn open(path: &Path) -> Result<DB, rocksdb::Error> {
     DB::open_cf_descriptors(&database_options()?, path, families())
 }
 
+/// A column family. Each costs files of its own with each flush, so small tables share one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Small,
+    Messages,
+    Bodies,
+    Delayed,
+}
+
+impl Family {
+    const ALL: [Self; 4] = [Self::Small, Self::Messages, Self::Bodies, Self::Delayed];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "default",
+            Self::Messages => "messages",
+            Self::Bodies => "bodies",
+            Self::Delayed => "delayed",
+        }
+    }
+
+    fn of(self, db: &DB) -> &ColumnFamily {
+        db.cf_handle(self.name()).expect("all of them are opened together")
+    }
+}
+
+/// Where a table is, and what its keys begin with there.
+fn place(table: Table) -> (Family, &'static [u8]) {
+    match table {
+        Table::Meta => (Family::Small, b"0"),
+        Table::Heads => (Family::Small, b"h"),
+        Table::Marks => (Family::Small, b"m"),
+        Table::Definitions => (Family::Small, b"d"),
+        Table::Messages => (Family::Messages, b""),
+        Table::Bodies => (Family::Bodies, b""),
+        Table::Delayed => (Family::Delayed, b""),
+    }
+}
+
 fn families() -> impl Iterator<Item = ColumnFamilyDescriptor> {
     let cache = Cache::new_lru_cache(CACHE_BYTES);
-    Table::ALL
-        .into_iter()
-        .map(move |table| ColumnFamilyDescriptor::new(table.name(), table_options(table, &cache)))
+    Family::ALL.into_iter().map(move |family| {
+        ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache))
+    })
 }
 
 fn database_options() -> Result<Options, rocksdb::Error> {
     // What is in the log stays there and in memory: opening writes no messages.
-    let mut options =
-        Options::default().get_options_from_string("avoid_flush_during_recovery=true")?;
+    let mut options = Options::default().get_options_from_string(
+        "avoid_flush_during_recovery=true;enforce_write_buffer_manager_during_recovery=false",
+    )?;
     options.create_if_missing(true);
     options.create_missing_column_families(true);
     options.set_paranoid_checks(true);
@@ -261,7 +312,7 @@ fn database_options() -> Result<Options, rocksdb::Error> {
     Ok(options)
 }
 
-fn table_options(table: Table, cache: &Cache) -> Options {
+fn family_options(family: Family, cache: &Cache) -> Options {
     let mut blocks = BlockBasedOptions::default();
     blocks.set_block_cache(cache);
     blocks.set_block_size(16 * 1024);
@@ -272,7 +323,9 @@ fn table_options(table: Table, cache: &Cache) -> Options {
     options.set_write_buffer_size(TABLE_BUFFER_BYTES);
     options.set_arena_block_size(MIB / 4);
     options.set_max_write_buffer_number(BUFFERS_MAX);
-    if matches!(table, Table::Messages | Table::Bodies) {
+    options.set_level_zero_slowdown_writes_trigger(FILES_SLOW);
+    options.set_level_zero_stop_writes_trigger(FILES_MAX);
+    if family != Family::Small {
         options.set_enable_blob_files(true);
         options.set_min_blob_size(BLOB_BYTES_MIN);
         options.set_blob_file_size(BLOB_FILE_BYTES);
@@ -291,24 +344,41 @@ fn read_options() -> ReadOptions {
     options
 }
 
-fn family(db: &DB, table: Table) -> &ColumnFamily {
-    db.cf_handle(table.name()).expect("all of them are opened together")
-}
-
 fn write_batch(db: &DB, batch: &Batch) -> WriteBatch {
-    let families = Table::ALL.map(|table| family(db, table));
-    let family = |table: Table| families[table as usize];
+    let families = Family::ALL.map(|family| family.of(db));
     let mut out = WriteBatch::with_capacity_bytes(batch.size() + batch.size() / 8 + 64);
+    // Keys with what they begin with.
+    let (mut first, mut second) = (Vec::new(), Vec::new());
     for operation in batch.operations() {
         match operation {
-            Operation::Put { table, key, value } => out.put_cf(family(table), key, value),
-            Operation::Delete { table, key } => out.delete_cf(family(table), key),
+            Operation::Put { table, key, value } => {
+                let (family, prefix) = place(table);
+                out.put_cf(families[family as usize], full_key(prefix, key, &mut first), value);
+            }
+            Operation::Delete { table, key } => {
+                let (family, prefix) = place(table);
+                out.delete_cf(families[family as usize], full_key(prefix, key, &mut first));
+            }
             Operation::DeleteRange { table, from, to } => {
-                out.delete_range_cf(family(table), from, to);
+                let (family, prefix) = place(table);
+                let from = full_key(prefix, from, &mut first);
+                let to = full_key(prefix, to, &mut second);
+                out.delete_range_cf(families[family as usize], from, to);
             }
         }
     }
     out
+}
+
+/// The key with what it begins with, in `room` if need be.
+fn full_key<'a>(prefix: &[u8], key: &'a [u8], room: &'a mut Vec<u8>) -> &'a [u8] {
+    if prefix.is_empty() {
+        return key;
+    }
+    room.clear();
+    room.extend_from_slice(prefix);
+    room.extend_from_slice(key);
+    room
 }
 
 fn closed() -> ReadError {

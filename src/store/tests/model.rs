@@ -27,6 +27,7 @@ pub(super) enum Step {
     Change { key: u8, value: Option<u8> },
     Durable,
     Written,
+    Flush,
     Crash { kept: prop::sample::Index },
     Reopen,
 }
@@ -56,6 +57,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..4_u8, any::<Option<u8>>()).prop_map(|(key, value)| Step::Change { key, value }),
         2 => Just(Step::Durable),
         2 => Just(Step::Written),
+        1 => Just(Step::Flush),
         1 => any::<prop::sample::Index>().prop_map(|kept| Step::Crash { kept }),
         1 => Just(Step::Reopen),
     ];
@@ -302,6 +304,11 @@ pub(super) fn run<D: Disk>(mut disk: D, steps: &[Step]) {
                 until(|| store.is_written(newest.group()).then_some(()));
                 continue;
             }
+            Step::Flush => {
+                let all = (&[][..], &keys::END[..]);
+                store.shared.engine.compact(Table::Messages, all.0..all.1).unwrap();
+                continue;
+            }
             Step::Crash { .. } | Step::Reopen => {
                 if let Step::Crash { kept } = step {
                     disk = disk.crash(*kept);
@@ -364,7 +371,7 @@ proptest! {
 
 #[cfg(feature = "rocksdb")]
 proptest! {
-    #![proptest_config(config(12))]
+    #![proptest_config(config(20))]
 
     #[test]
     fn a_crash_leaves_what_was_durable_on_disk(steps in steps()) {
