@@ -123,7 +123,7 @@ impl Former {
             if next.is_none_or(|(queue, mark, _)| keys::mark(*queue, mark) != key) {
                 batch.put_with(Table::Marks, &key, |out| keys::write_mark(mark, out));
             }
-            self.lanes.add_marks(*queue, lane_of(mark));
+            self.lanes.add_mark(*queue, mark);
         }
     }
 

@@ -263,6 +263,42 @@ fn what_is_settled_is_deleted_and_nothing_else() {
 }
 
 #[test]
+fn one_held_message_does_not_keep_the_space_of_what_came_after_it() {
+    let mut bench = Bench::new();
+    let bodies = [&b"body"[..]; 10];
+    for first in (0..200).step_by(10) {
+        bench.form(vec![Item::Records(1, messages(first, &bodies))]);
+    }
+    // The messages 0, 4 and 195 are held.
+    let mut settle = |start, end| {
+        let mut acks = heads(&[head(0, 200)]);
+        acks.marks = vec![settled(start, end)];
+        bench.form(vec![Item::Records(1, acks)]);
+        let mut batch = Batch::default();
+        bench.former.lanes.clear_marked(&bench.engine, &mut batch).expect("it is not damaged");
+        bench.engine.write(&batch, true).expect("it has no faults");
+        (bench.spans(1), bench.engine.keys(Table::Marks).len())
+    };
+    assert_eq!(settle(5, 15).0.len(), 20, "it is not worth it yet");
+    // The entry that begins with held messages stays whole, and so does its mark.
+    let (spans, marks) = settle(5, 40);
+    assert_eq!((spans[0], spans[1], spans.len(), marks), ((0, 9), (40, 49), 17, 1));
+    assert_eq!(settle(100, 125).0.len(), 16, "the first entry might begin before");
+    let (spans, marks) = settle(5, 195);
+    assert_eq!((spans, marks), (vec![(0, 9), (190, 199)], 1));
+    let lost = bench.read(1).marks;
+    assert_eq!(lost, [settled(5, 195)]);
+    let is_gone = |seq| bench.former.lanes.is_gone((1, 0, seq));
+    assert_eq!([4, 5, 194, 195].map(is_gone), [false, true, true, false]);
+    bench.form(vec![Item::Records(1, heads(&[head(200, 200)]))]);
+    let due = bench.former.lanes.due_at().expect("the lane is empty");
+    let mut batch = Batch::default();
+    bench.former.lanes.tidy(due, &bench.engine, &mut batch).expect("it is not damaged");
+    bench.engine.write(&batch, true).expect("it has no faults");
+    assert_eq!((bench.spans(1), bench.engine.keys(Table::Marks).len()), (vec![], 0));
+}
+
+#[test]
 fn an_empty_lane_is_tidied_after_a_while() {
     let mut bench = Bench::new();
     let mut first = messages(0, &[b"a", b"b"]);

@@ -2,17 +2,20 @@
 //!
 //! Owns the latest head of each lane and the range deletions that give space back. Messages are
 //! not deleted one by one: everything below a lane's watermark goes at once when it is worth it,
-//! or when the lane has been empty for a while. It must not write, and reads at most one key.
+//! or when the lane has been empty for a while. So does what a mark says is settled above the
+//! watermark, once it is much: one message that is held for long must not keep the space of all
+//! that came after it. It must not write, and reads at most one key at a time.
 //!
-//! Invariant: nothing at or above a lane's watermark is ever deleted.
+//! Invariant: nothing that is not settled is ever deleted, nor is a mark that speaks of anything
+//! above its lane's watermark, unless another says the same.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
-use crate::queue::LaneHead;
+use crate::queue::{LaneHead, Mark};
 
 use super::batch::{Batch, Table};
 use super::engine::{Engine, ReadError};
@@ -40,6 +43,8 @@ struct Lane {
     head: LaneHead,
     /// Everything below was deleted.
     deleted: u64,
+    /// What was deleted above the watermark: ends by beginnings, within a mark each.
+    cleared: BTreeMap<u64, u64>,
     /// Bytes written that are not deleted, as an estimate.
     stored: u64,
     has_marks: bool,
@@ -57,6 +62,8 @@ pub(super) struct Lanes {
     changed: Vec<(u64, u8)>,
     /// Lanes that became empty, and when.
     emptied: VecDeque<(Instant, u64, u8)>,
+    /// Marks that say so much that it is worth deleting: their ends by their beginnings.
+    marked: FxHashMap<Place, u64>,
     /// Bytes that were deleted of queues since they were compacted.
     freed: FxHashMap<u64, u64>,
     to_compact: Vec<u64>,
@@ -98,8 +105,18 @@ impl Lanes {
         self.lane(queue, lane).map_or(0, |lane| lane.head.watermark)
     }
 
-    pub(super) fn add_marks(&mut self, queue: u64, lane: u8) {
-        self.lane_mut(queue, lane).has_marks = true;
+    /// A mark was written.
+    pub(super) fn add_mark(&mut self, queue: u64, mark: &Mark) {
+        match *mark {
+            Mark::Settled { lane, start, end } => {
+                let it = self.lane_mut(queue, lane);
+                it.has_marks = true;
+                if it.is_worth_clearing(start, end) {
+                    self.marked.insert((queue, lane, start), end);
+                }
+            }
+            Mark::Returned { lane, .. } => self.lane_mut(queue, lane).has_marks = true,
+        }
     }
 
     /// So many bytes more were written of a lane.
@@ -109,7 +126,8 @@ impl Lanes {
 
     /// Whether nobody will ask for the message at this place.
     pub(super) fn is_gone(&self, (queue, lane, seq): Place) -> bool {
-        self.lane(queue, lane).is_none_or(|lane| seq < lane.head.watermark)
+        self.lane(queue, lane)
+            .is_none_or(|lane| seq < lane.head.watermark || seq < lane.cleared_end(seq))
     }
 
     /// Deletes a queue.
@@ -152,6 +170,33 @@ impl Lanes {
     /// When an empty lane is due.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.emptied.front().map(|(since, ..)| *since + EMPTY_DELAY)
+    }
+
+    /// Whether there are marks of much that can be deleted.
+    pub(super) fn has_marked(&self) -> bool {
+        !self.marked.is_empty()
+    }
+
+    /// Deletes what marks say is settled above a watermark. All marks must have been written.
+    pub(super) fn clear_marked(
+        &mut self,
+        engine: &dyn Engine,
+        batch: &mut Batch,
+    ) -> Result<(), ReadError> {
+        let mut result = Ok(());
+        for ((queue, number, start), end) in std::mem::take(&mut self.marked) {
+            let lanes = self.queues.get_mut(&queue);
+            let lane = lanes.and_then(|lanes| lanes.iter_mut().find(|l| l.head.lane == number));
+            // The queue may have been forgotten, or its watermark may have come by.
+            let Some(lane) = lane.filter(|lane| lane.is_worth_clearing(start, end)) else {
+                continue;
+            };
+            match lane.clear(queue, start, end, engine, batch) {
+                Ok(bytes) => self.note_freed(queue, bytes),
+                Err(error) => result = Err(error),
+            }
+        }
+        result
     }
 
     /// Deletes what is left of some lanes that have been empty for a while.
@@ -241,7 +286,15 @@ impl Lanes {
 impl Lane {
     fn new(number: u8) -> Self {
         let head = LaneHead { lane: number, ..LaneHead::default() };
-        Self { head, deleted: 0, stored: 0, has_marks: false, is_changed: false, is_listed: false }
+        Self {
+            head,
+            deleted: 0,
+            cleared: BTreeMap::new(),
+            stored: 0,
+            has_marks: false,
+            is_changed: false,
+            is_listed: false,
+        }
     }
 
     /// Whether there may be something below the watermark.
@@ -249,13 +302,76 @@ impl Lane {
         self.deleted < self.head.watermark && (self.stored > 0 || self.has_marks)
     }
 
-    /// Messages below the watermark that are not deleted, and the bytes that they take if all
-    /// messages are alike.
+    /// Messages below the watermark that are not deleted, and their bytes.
     fn deletable(&self) -> (u64, u64) {
-        let messages = self.head.watermark.saturating_sub(self.deleted);
-        let all = self.head.next.saturating_sub(self.deleted).max(messages).max(1);
+        self.estimate(self.deleted, self.head.watermark)
+    }
+
+    /// Messages of a range that are not deleted, and the bytes that they take if all messages are
+    /// alike.
+    fn estimate(&self, start: u64, end: u64) -> (u64, u64) {
+        let messages = self.not_cleared(start, end);
+        let all = self.not_cleared(self.deleted, self.head.next).max(messages).max(1);
         let bytes = u128::from(self.stored) * u128::from(messages) / u128::from(all);
         (messages, bytes as u64)
+    }
+
+    /// How many numbers of a range do not belong to what was cleared. What was cleared is within
+    /// the range or outside of it.
+    fn not_cleared(&self, start: u64, end: u64) -> u64 {
+        if start >= end {
+            return 0;
+        }
+        let cleared = self.cleared.range(start..end).map(|(start, end)| end - start).sum::<u64>();
+        (end - start).saturating_sub(cleared)
+    }
+
+    /// The end of what was cleared at or before this number; 0 if nothing was.
+    fn cleared_end(&self, seq: u64) -> u64 {
+        self.cleared.range(..=seq).next_back().map_or(0, |(_, end)| *end)
+    }
+
+    fn is_worth_clearing(&self, start: u64, end: u64) -> bool {
+        if start < self.head.watermark || end <= self.cleared_end(start) {
+            return false;
+        }
+        let (messages, bytes) = self.estimate(start, end);
+        messages >= DELETE_MESSAGES || bytes >= DELETE_BYTES
+    }
+
+    /// Deletes all messages from `start` on and before `end`, which a mark says are settled, but
+    /// for an entry that begins before them. The mark stays: it tells what became of them.
+    fn clear(
+        &mut self,
+        queue: u64,
+        start: u64,
+        end: u64,
+        engine: &dyn Engine,
+        batch: &mut Batch,
+    ) -> Result<u64, ReadError> {
+        let lane = self.head.lane;
+        let to = keys::place(queue, lane, end);
+        let mut from = match self.cleared.get(&start) {
+            Some(cleared) => *cleared,
+            None => {
+                // An entry is found by its last message. The first one may begin before `start`.
+                let (place, mut last) = (keys::place(queue, lane, start), None);
+                engine.scan(Table::Messages, &place..&to, &mut |key, _| {
+                    last = keys::parse_place(key).map(|(_, _, seq)| seq);
+                    ControlFlow::Break(())
+                })?;
+                last.map_or(end, |last| last + 1)
+            }
+        };
+        from = from.min(end);
+        let (_, bytes) = self.estimate(start, end);
+        batch.delete_range(Table::Messages, &keys::place(queue, lane, from), &to);
+        // The marks within this one say nothing more.
+        batch.delete_range(Table::Marks, &keys::place(queue, lane, start + 1), &to);
+        self.cleared.retain(|other, _| !(start..end).contains(other));
+        self.cleared.insert(start, end);
+        self.stored -= bytes.min(self.stored);
+        Ok(bytes)
     }
 
     /// Deletes everything below the watermark.
@@ -270,6 +386,7 @@ impl Lane {
             batch.delete_range(Table::Marks, &from, &to);
         }
         self.deleted = self.head.watermark;
+        self.cleared = self.cleared.split_off(&self.deleted);
         self.stored -= bytes.min(self.stored);
         self.has_marks = self.head.count > 0 && self.has_marks;
     }

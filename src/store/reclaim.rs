@@ -54,9 +54,11 @@ impl Reclaim {
     /// When the next step is due, if there is anything to do.
     pub(super) fn due_at(&self, lanes: &Lanes) -> Option<Instant> {
         let next_step = self.last_step + STEP_DELAY;
-        let is_searching = self.next_body.is_some() || (self.has_bodies && lanes.has_deleted());
+        let has_work = self.next_body.is_some()
+            || (self.has_bodies && lanes.has_deleted())
+            || lanes.has_marked();
         let can_compact = lanes.has_to_compact() || lanes.has_deleted_bytes(GARBAGE_CHECK_BYTES);
-        if is_searching || (can_compact && !self.is_compacting()) {
+        if has_work || (can_compact && !self.is_compacting()) {
             return Some(next_step);
         }
         lanes.due_at().map(|at| at.max(next_step))
@@ -66,9 +68,10 @@ impl Reclaim {
     pub(super) fn step(&mut self, lanes: &mut Lanes, shared: &Arc<Shared>, batch: &mut Batch) {
         self.last_step = Instant::now();
         let engine = &*shared.engine;
+        let cleared = lanes.clear_marked(engine, batch);
         let tidied = lanes.tidy(self.last_step, engine, batch);
         let searched = self.search_bodies(lanes, engine, batch);
-        if let Err(error) = tidied.and(searched) {
+        if let Err(error) = cleared.and(tidied).and(searched) {
             // It is tried again when more is deleted.
             warn!(%error, "cannot look for what can be deleted from the store");
             self.next_body = None;
