@@ -26,6 +26,7 @@ mod crash {
     pub mod session;
     pub mod soak;
     pub mod transactions;
+    pub mod unanswered;
     pub mod verdict;
     pub mod world;
 }

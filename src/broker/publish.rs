@@ -75,11 +75,18 @@ impl Vhost {
         from: From<'_>,
         keys: &[&[u8]],
         content: &Content<'_>,
-        drive: &Drive,
+        drive: &mut Drive,
         routed: &mut Routed,
     ) -> Result<(), RouteError> {
         let message = Message { keys, properties: Properties::of_header(content.header) };
-        let is_duplicate = &mut |seen: &Sighting<'_>| self.kept.is_duplicate(seen, drive.now);
+        let is_duplicate = &mut |seen: &Sighting<'_>| {
+            let is_duplicate = self.kept.is_duplicate(seen, drive.now);
+            if is_duplicate && let Some(store) = &self.services.store {
+                // Its original may still be on its way to the disk.
+                drive.await_store(store.latest());
+            }
+            is_duplicate
+        };
         match from {
             From::Published(exchange, origin) => {
                 topology.route(exchange, &message, origin, is_duplicate, routed)

@@ -44,7 +44,7 @@ pub struct Vhost {
     /// Rises with each change of the topology; cached routes are good for one generation.
     generation: AtomicU64,
     queues: DashMap<QueueId, Arc<QueueCell>>,
-    services: Arc<Services>,
+    pub(super) services: Arc<Services>,
     settings: RwLock<(VhostMetadata, VhostLimits)>,
     pub(crate) occupancy: Arc<Occupancy>,
     /// What exchanges keep of messages.

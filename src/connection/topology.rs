@@ -70,6 +70,8 @@ impl Connection {
     ) -> Result<(), AmqpError> {
         let name = stripped(declare.exchange.as_str());
         if declare.passive {
+            // It may have come without an answer, and be on its way to the disk.
+            self.vhost().await_others(&mut worker.drive);
             return self.vhost().check_exchange(&name);
         }
         let spec = ExchangeSpec {
@@ -157,6 +159,7 @@ impl Connection {
             // Anyone may ask whether a requester is still there.
             self.vhost().queue(&name)?
         } else if declare.passive {
+            self.vhost().await_others(&mut worker.drive);
             let cell = self.vhost().queue_for(&name, self.id())?;
             cell.touch(&mut worker.drive);
             cell

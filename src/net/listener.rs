@@ -84,12 +84,10 @@ impl Server {
         Self { control: Some(control), ..self }
     }
 
-    /// Blocks publishers while the file system of `data_dir` has less room than the limit.
+    /// Blocks publishers while the file system of `data_dir` has less room than the limit, or
+    /// none that the store could use.
     pub fn watching_disk(self, data_dir: &Path) -> Self {
         let limit_bytes = self.broker.config().store.disk_free_limit_bytes;
-        if limit_bytes == 0 {
-            return self;
-        }
         let disk = DiskSpace::new(data_dir, limit_bytes, &self.broker);
         Self { disk: Some(disk), ..self }
     }

@@ -299,6 +299,32 @@ fn one_held_message_does_not_keep_the_space_of_what_came_after_it() {
 }
 
 #[test]
+fn a_body_that_went_behind_a_held_message_is_no_loss() {
+    let mut bench = Bench::new();
+    let bodies = [Bytes::from(vec![1; 5_000]), Bytes::from(vec![2; 5_000])];
+    let both = |records: fn(&[Bytes]) -> Records| {
+        (1..=2).map(|queue| Item::Records(queue, records(&bodies))).collect()
+    };
+    bench.form(both(|bodies| with_bodies(0, bodies)));
+    // Their bodies are those of the messages 0 and 2; the last two are settled.
+    bench.form(both(|_| Records { marks: vec![settled(2, 4)], ..heads(&[head(0, 4)]) }));
+    let keys = bench.engine.keys(Table::Bodies);
+    let ids: Vec<u64> = keys.iter().filter_map(|key| Some(keys::parse_body(key)?.1)).collect();
+    let delete = |bench: &Bench, id: u64| {
+        let mut batch = Batch::default();
+        batch.delete(Table::Bodies, &keys::body(id));
+        bench.engine.write(&batch, true).expect("it has no faults");
+    };
+    let (first, last) = (*ids.iter().min().unwrap(), *ids.iter().max().unwrap());
+    assert_ne!(first, last);
+    delete(&bench, last);
+    assert_eq!(bench.read(1).lost, []);
+    delete(&bench, first);
+    let lost: Vec<u64> = bench.read(2).lost.into_iter().flatten().collect();
+    assert_eq!(lost, [0]);
+}
+
+#[test]
 fn an_empty_lane_is_tidied_after_a_while() {
     let mut bench = Bench::new();
     let mut first = messages(0, &[b"a", b"b"]);

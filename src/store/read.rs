@@ -64,9 +64,11 @@ pub(super) fn chunk(
     from: u64,
     bytes_max: usize,
 ) -> Result<Chunk, StoreError> {
-    let mut reader = Reader { engine, queue, lane, bytes_left: bytes_max, chunk: Chunk::default() };
+    let (chunk, missing) = (Chunk::default(), Vec::new());
+    let mut reader = Reader { engine, queue, lane, bytes_left: bytes_max, chunk, missing };
     reader.read_runs(from)?;
     reader.read_marks(from)?;
+    reader.lose_missing()?;
     Ok(reader.chunk)
 }
 
@@ -76,6 +78,8 @@ struct Reader<'a> {
     lane: u8,
     bytes_left: usize,
     chunk: Chunk,
+    /// Messages whose bodies cannot be read, with the reason.
+    missing: Vec<(u64, String)>,
 }
 
 impl Reader<'_> {
@@ -126,10 +130,7 @@ impl Reader<'_> {
                 self.lose(first.max(from)..last + 1, "its records do not add up");
                 continue;
             }
-            let (bodies, missing) = self.bodies(&span)?;
-            if !missing.is_empty() {
-                self.lose_messages(&span, from, &missing)?;
-            }
+            let bodies = self.bodies(&span, from)?;
             let bytes = span.records.to_vec();
             let size = bytes.len() + bodies.iter().map(Bytes::len).sum::<usize>();
             self.bytes_left = self.bytes_left.saturating_sub(size);
@@ -138,22 +139,20 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Reports the messages from `from` on whose bodies are missing, unless they are settled: a body
-    /// goes once those who refer to it are, which may be just now, and before its neighbours.
-    fn lose_messages(
-        &mut self,
-        span: &StoredSpan<'_>,
-        from: u64,
-        missing: &[(u32, String)],
-    ) -> Result<(), StoreError> {
-        let from = self.head()?.map_or(u64::MAX, |head| head.watermark.max(from));
-        let mut rest = span.records;
-        for seq in span.span.first..=span.span.last() {
-            let (record, after) = rest.split_at(record_len(rest).expect("the records add up"));
-            rest = after;
-            let Some(number) = body_number(record).filter(|_| seq >= from) else { continue };
-            if let Some((_, reason)) = missing.iter().find(|(other, _)| *other == number) {
-                self.lose(seq..seq + 1, reason);
+    /// Reports the messages whose bodies are missing, unless they are settled: a body goes once
+    /// those who refer to it are, which may be just now, and before its neighbours.
+    fn lose_missing(&mut self) -> Result<(), StoreError> {
+        if self.missing.is_empty() {
+            return Ok(());
+        }
+        let watermark = self.head()?.map_or(u64::MAX, |head| head.watermark);
+        for (seq, reason) in std::mem::take(&mut self.missing) {
+            let is_settled = |mark: &Mark| match *mark {
+                Mark::Settled { start, end, .. } => (start..end).contains(&seq),
+                Mark::Returned { .. } => false,
+            };
+            if seq >= watermark && !self.chunk.marks.iter().any(is_settled) {
+                self.lose(seq..seq + 1, &reason);
             }
         }
         Ok(())
@@ -167,12 +166,9 @@ impl Reader<'_> {
         head.map(Some).ok_or_else(|| damaged(Table::Heads, &key))
     }
 
-    /// The bodies of a span, and the numbers of those that cannot be read, with the reason: they
-    /// are empty.
-    fn bodies(
-        &self,
-        span: &StoredSpan<'_>,
-    ) -> Result<(Vec<Bytes>, Vec<(u32, String)>), StoreError> {
+    /// The bodies of a span. Those that cannot be read are empty; the messages with them, from
+    /// `from` on, are noted.
+    fn bodies(&mut self, span: &StoredSpan<'_>, from: u64) -> Result<Vec<Bytes>, StoreError> {
         let mut bodies = Vec::with_capacity(span.bodies.len());
         let mut missing = Vec::new();
         for (number, (place, bytes)) in (0..).zip(&span.bodies) {
@@ -190,7 +186,19 @@ impl Reader<'_> {
                 Bytes::new()
             }));
         }
-        Ok((bodies, missing))
+        if missing.is_empty() {
+            return Ok(bodies);
+        }
+        let mut rest = span.records;
+        for seq in span.span.first..=span.span.last() {
+            let (record, after) = rest.split_at(record_len(rest).expect("the records add up"));
+            rest = after;
+            let Some(number) = body_number(record).filter(|_| seq >= from) else { continue };
+            if let Some((_, reason)) = missing.iter().find(|(other, _)| *other == number) {
+                self.missing.push((seq, reason.clone()));
+            }
+        }
+        Ok(bodies)
     }
 
     /// Reports what cannot be read from `from` on, and returns where it can be read again. The key

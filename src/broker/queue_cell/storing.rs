@@ -46,6 +46,21 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
+/// Lets a queue be read for again after a crash of its reading: its consumers would wait for ever.
+struct UnderWay<'a> {
+    queue: &'a QueueCell,
+    retry_at: Millis,
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let loading = &mut self.queue.lock().loading;
+            (loading.is_under_way, loading.retry_at) = (false, Some(self.retry_at));
+        }
+    }
+}
+
 impl QueueCell {
     /// Where the queue's messages are kept, if anywhere.
     pub(in crate::broker) fn store(&self) -> Option<&Arc<Store>> {
@@ -106,12 +121,14 @@ impl QueueCell {
 
     /// Reads what the queue wants, which takes a while; then delivers.
     pub(crate) fn load_wanted(self: &Arc<Self>, drive: &mut Drive) {
+        let retry_at = Millis(drive.now.0 + RETRY_MS);
+        let _under_way = UnderWay { queue: self, retry_at };
         let wanted = self.lock().queue.wanted();
         let is_read = wanted.is_none_or(|wanted| self.load(wanted, drive));
         let mut state = self.lock();
         let state = &mut *state;
         state.loading.is_under_way = false;
-        state.loading.retry_at = (!is_read).then_some(Millis(drive.now.0 + RETRY_MS));
+        state.loading.retry_at = (!is_read).then_some(retry_at);
         self.dispatch(state, &no_content, drive);
     }
 

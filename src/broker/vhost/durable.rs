@@ -35,7 +35,7 @@ impl Vhost {
     }
 
     /// Nothing was changed: waits for who was faster.
-    fn await_others(&self, drive: &mut Drive) {
+    pub(crate) fn await_others(&self, drive: &mut Drive) {
         drive.await_store(self.services.definitions.latest());
     }
 

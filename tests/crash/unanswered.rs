@@ -1,0 +1,96 @@
+//! What a client relies on that somebody else has done, and was not told of.
+//!
+//! Owns the loss of power just after an answer that speaks of another's unanswered work: a queue
+//! that was declared with no-wait and is seen, and a message that was published without confirms
+//! and whose duplicate is confirmed.
+
+use std::time::Duration;
+
+use super::node::{Failure, Node};
+use super::random::Random;
+use super::session::{Incoming, Session};
+use crate::support::DEADLINE;
+
+fn started() -> Node {
+    let mut node = Node::new(Failure::PowerLoss, "");
+    node.start();
+    node
+}
+
+fn restart(node: &mut Node) -> Session {
+    node.kill(&mut Random::new(1));
+    node.start();
+    Session::open(&node.address)
+}
+
+fn call(session: &mut Session, line: &str) -> Result<(), String> {
+    session.call(line, |_| {}).expect("the connection stays").map(|_| ())
+}
+
+#[test]
+fn what_was_seen_to_be_there_stays() {
+    if Node::is_external() {
+        return;
+    }
+    let mut node = started();
+    let mut session = Session::open(&node.address);
+    let declare = "exchange.declare exchange=seen type=topic durable nowait";
+    session.method(declare).expect("the connection stays");
+    call(&mut session, "exchange.declare exchange=seen passive").expect("it is there");
+    let mut session = restart(&mut node);
+    call(&mut session, "exchange.declare exchange=seen passive").expect("it is still there");
+
+    session.method("queue.declare queue=seen durable nowait").expect("the connection stays");
+    call(&mut session, "queue.declare queue=seen passive").expect("it is there");
+    let mut session = restart(&mut node);
+    call(&mut session, "queue.declare queue=seen passive").expect("it is still there");
+}
+
+/// Publishes a message twice over, without confirms and then with, and loses power once the second
+/// is confirmed.
+fn check_duplicate(exchange_arguments: &str, queue_arguments: &str) {
+    if Node::is_external() {
+        return;
+    }
+    let mut node = started();
+    let mut first = Session::open(&node.address);
+    for line in [
+        format!("exchange.declare exchange=x type=direct durable arguments=({exchange_arguments})"),
+        format!("queue.declare queue=q durable arguments=({queue_arguments})"),
+        "queue.bind queue=q exchange=x routing_key=k".to_owned(),
+    ] {
+        call(&mut first, &line).expect(&line);
+    }
+    let mut second = Session::open(&node.address);
+    call(&mut second, "confirm.select").expect("it is known");
+    let properties = "delivery_mode=2 headers=(x-deduplication-header=once)";
+    let publish = first.publish_bytes("exchange=x routing_key=k", properties, b"once");
+    first.send(&publish).expect("the connection stays");
+    // The answer comes when the message is in the queue.
+    call(&mut first, "channel.flow active").expect("it flows");
+    second.send(&publish).expect("the connection stays");
+    match second.next(DEADLINE).expect("the connection stays") {
+        Some(Incoming::Confirm { tag: 1, is_ack: true, .. }) => {}
+        other => panic!("the duplicate is confirmed, came {other:?}"),
+    }
+    let mut session = restart(&mut node);
+    session.method("basic.get queue=q no_ack").expect("the connection stays");
+    match session.next(DEADLINE).expect("the connection stays") {
+        Some(Incoming::Message(message)) => assert_eq!(message.body, b"once"),
+        other => panic!("the message is there, came {other:?}"),
+    }
+    let more = session.next(Duration::ZERO).expect("the connection stays");
+    assert!(more.is_none(), "{more:?}");
+}
+
+#[test]
+fn the_original_of_an_exchanges_confirmed_duplicate_stays() {
+    let arguments = "x-message-deduplication=true,x-deduplication-header=x-deduplication-header,\
+                     x-cache-size=10";
+    check_duplicate(arguments, "");
+}
+
+#[test]
+fn the_original_of_a_queues_confirmed_duplicate_stays() {
+    check_duplicate("", "x-message-deduplication=true");
+}
