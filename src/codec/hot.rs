@@ -42,6 +42,12 @@ pub fn begins_publish(bytes: &[u8]) -> bool {
     matches!(bytes, [1, _, _, _, _, _, _, 0, 60, 0, 40, ..])
 }
 
+/// Whether a frame at the beginning of `bytes` is a method of the classes exchange (40) or queue
+/// (50), as far as can be told.
+pub fn begins_declaration(bytes: &[u8]) -> bool {
+    matches!(bytes, [1, _, _, _, _, _, _, 0, 40 | 50, ..])
+}
+
 /// A `basic.publish`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Publish<'a> {

@@ -41,7 +41,7 @@ impl Connection {
         };
         outcome.unwrap_or_else(|error| {
             self.commit(buffer, worker);
-            self.fail(number, &error, worker);
+            self.fail_in_order(number, error, worker);
             true
         })
     }

@@ -1,70 +1,118 @@
-//! A reply that is held back until what it tells of is durable.
+//! Replies that are held back until what they tell of is durable.
 //!
-//! Owns that reply. While it waits, nothing more of what the client has sent is taken in: replies
-//! keep their order, and nobody is told of a change that a crash might undo. It must not know what
-//! has changed, nor wait: `net` does.
+//! Owns those replies. While some wait, only declarations and their like are taken in, up to a
+//! bound, so that many of them share a sync: replies keep their order, and nobody is told of a
+//! change that a crash might undo. It must not know what has changed, nor wait: `net` does.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 
 use super::handshake::Phase;
 use super::{Connection, Worker};
 use crate::broker::Ticket;
+use crate::codec::hot;
 use crate::codec::method::AMQPClass;
 use crate::error::{AmqpError, ReplyCode};
 
-/// See the module's description.
+/// So many replies are held at most.
+const HELD_MAX: usize = 1024;
+
+/// What a method has led to.
 #[derive(Debug)]
-pub(super) struct Held {
+enum Answer {
+    Reply(AMQPClass),
+    Failure(AmqpError),
+}
+
+#[derive(Debug)]
+struct Waiting {
     channel: u16,
-    reply: AMQPClass,
+    answer: Answer,
     ticket: Ticket,
-    /// Whether it has become durable, once that is known to whoever waits.
-    is_durable: Arc<OnceLock<bool>>,
+}
+
+/// See the module's description.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    waiting: VecDeque<Waiting>,
+    /// Whether all of it has become durable, once that is known to whoever waits.
+    verdict: Arc<OnceLock<bool>>,
+}
+
+impl Held {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Whether the frame that `rest` begins with, if it is there, may not be taken in yet.
+    pub(super) fn holds_up(&self, rest: &[u8]) -> bool {
+        self.waiting.back().is_some_and(|last| {
+            matches!(last.answer, Answer::Failure(_))
+                || self.waiting.len() >= HELD_MAX
+                || !hot::begins_declaration(rest)
+        })
+    }
 }
 
 impl Connection {
     /// Sends a method's reply once everything that the method has handed to the store is durable.
     pub(super) fn send_durable(&mut self, channel: u16, reply: AMQPClass, worker: &mut Worker) {
         let ticket = worker.drive.take_ticket();
-        if self.broker.is_durable(ticket) {
+        if self.held.is_empty() && self.broker.is_durable(ticket) {
             return self.send(channel, reply, worker);
         }
-        self.held = Some(Held { channel, reply, ticket, is_durable: Arc::default() });
+        self.held.waiting.push_back(Waiting { channel, answer: Answer::Reply(reply), ticket });
+    }
+
+    /// Closes the channel or the connection, as [`Connection::fail`] does, behind what is held.
+    pub(super) fn fail_in_order(&mut self, channel: u16, error: AmqpError, worker: &mut Worker) {
+        if self.held.is_empty() {
+            return self.fail(channel, &error, worker);
+        }
+        let ticket = Ticket::default();
+        self.held.waiting.push_back(Waiting { channel, answer: Answer::Failure(error), ticket });
     }
 
     /// After [`super::Next::AwaitStore`]: runs `then` when there is a reason to go on, on whatever
     /// thread knows of it.
     pub fn when_stored(&self, then: impl FnOnce() + Send + 'static) {
-        let Some(held) = &self.held else { return then() };
-        let verdict = held.is_durable.clone();
-        self.broker.when_durable(held.ticket, move |is_durable| {
+        let Some(ticket) = self.held.waiting.iter().map(|waiting| waiting.ticket).max() else {
+            return then();
+        };
+        let verdict = self.held.verdict.clone();
+        self.broker.when_durable(ticket, move |is_durable| {
             // Each time somebody waits it is the same.
             let _ = verdict.set(is_durable);
             then();
         });
     }
 
-    /// Sends the reply that was held back, if there is one and it need not wait any more; `false`
-    /// while it has to.
+    /// Sends what was held back and need not wait any more; `false` while there is more.
     pub(super) fn release_held(&mut self, worker: &mut Worker) -> bool {
-        let Some(held) = &self.held else { return true };
-        let verdict = held.is_durable.get().copied();
-        let verdict = verdict.or_else(|| self.broker.is_durable(held.ticket).then_some(true));
-        if verdict.is_none() && self.phase == Phase::Open {
-            return false;
-        }
-        let held = self.held.take().expect("looked at above");
-        let channel = self.channels.get(usize::from(held.channel)).and_then(Option::as_ref);
-        // The channel or the connection may have been closed meanwhile, by somebody else.
-        let is_open = channel.is_some_and(|channel| !channel.closing) && self.phase == Phase::Open;
-        match verdict {
-            Some(true) if is_open => self.send(held.channel, held.reply, worker),
-            Some(false) if is_open => {
-                let text = "the store has failed: whether this change lasts is not known";
-                self.fail_connection(&AmqpError::new(ReplyCode::InternalError, text), worker);
+        while let Some(first) = self.held.waiting.front() {
+            let is_durable = self.broker.is_durable(first.ticket).then_some(true);
+            let verdict = is_durable.or_else(|| self.held.verdict.get().copied());
+            if verdict.is_none() && self.phase == Phase::Open {
+                return false;
             }
-            _ => {}
+            let Waiting { channel, answer, .. } =
+                self.held.waiting.pop_front().expect("looked at above");
+            let its = self.channels.get(usize::from(channel)).and_then(Option::as_ref);
+            // The channel or the connection may have been closed meanwhile, by somebody else.
+            let is_closing = self.phase != Phase::Open || its.is_some_and(|its| its.closing);
+            let is_there = its.is_some();
+            match (verdict, answer) {
+                _ if is_closing => {}
+                (Some(false), _) => {
+                    let text = "the store has failed: whether this change lasts is not known";
+                    self.fail_connection(&AmqpError::new(ReplyCode::InternalError, text), worker);
+                }
+                (_, Answer::Reply(reply)) if is_there => self.send(channel, reply, worker),
+                (_, Answer::Reply(_)) => {}
+                (_, Answer::Failure(error)) => self.fail(channel, &error, worker),
+            }
         }
+        self.held.verdict = Arc::default();
         true
     }
 }
@@ -80,7 +128,9 @@ mod tests {
     use crate::clock::Millis;
     use crate::codec::encode::PROTOCOL_HEADER;
     use crate::codec::frame;
-    use crate::codec::method::{FieldTable, channel, connection, parse_method, put_method, queue};
+    use crate::codec::method::{
+        FieldTable, channel, confirm, connection, parse_method, put_method, queue,
+    };
     use crate::config::Config;
     use crate::connection::Next;
     use crate::store::{MemoryEngine, Options, Store};
@@ -142,7 +192,7 @@ mod tests {
     }
 
     /// What the connection has sent since the last call: names of declared queues, or the code with
-    /// which it is closed.
+    /// which it or a channel is closed.
     fn answers(connection: &Connection) -> Vec<String> {
         let mut taken = Outgoing::default();
         let mut context = Context::from_waker(Waker::noop());
@@ -158,6 +208,9 @@ mod tests {
                 Ok(AMQPClass::Connection(connection::AMQPMethod::Close(close))) => {
                     close.reply_code.to_string()
                 }
+                Ok(AMQPClass::Channel(channel::AMQPMethod::Close(close))) => {
+                    format!("channel {}", close.reply_code)
+                }
                 _ => continue,
             });
         }
@@ -171,14 +224,27 @@ mod tests {
         waited.recv().expect("it ends");
     }
 
+    fn select_confirms() -> AMQPClass {
+        AMQPClass::Confirm(confirm::AMQPMethod::Select(confirm::Select { nowait: true }))
+    }
+
+    fn seek(name: &str) -> AMQPClass {
+        let AMQPClass::Queue(queue::AMQPMethod::Declare(declare)) = declare(name, false) else {
+            unreachable!("it is made above");
+        };
+        let declare = queue::Declare { passive: true, ..declare };
+        AMQPClass::Queue(queue::AMQPMethod::Declare(declare))
+    }
+
     #[test]
-    fn a_reply_and_all_behind_it_wait_for_the_store() {
+    fn replies_wait_for_the_store_in_order() {
         let disk = MemoryEngine::default();
         let (broker, mut worker) = (broker(&disk), Worker::default());
         let mut connection = open(&broker, &mut worker);
         disk.set_full(true);
-        let first = frames([(1, declare("transient", false)), (1, declare("durable", true))]);
-        let second = frames([(1, declare("behind", false))]);
+        let names = [("transient", false), ("one", true), ("behind", false), ("two", true)];
+        let first = frames(names.map(|(name, durable)| (1, declare(name, durable))));
+        let second = frames([(1, select_confirms()), (1, declare("last", false))]);
         let progress = connection.feed(&[&first[..], &second].concat(), &mut worker);
         assert_eq!((progress.next, progress.consumed), (Next::AwaitStore, first.len()));
         assert_eq!(answers(&connection), ["transient"]);
@@ -190,7 +256,41 @@ mod tests {
         wait(&connection);
         let progress = connection.feed(&second, &mut worker);
         assert_eq!((progress.next, progress.consumed), (Next::Read, second.len()));
-        assert_eq!(answers(&connection), ["durable", "behind"]);
+        assert_eq!(answers(&connection), ["one", "behind", "two", "last"]);
+    }
+
+    #[test]
+    fn a_part_of_a_frame_waits_for_the_store_too() {
+        let disk = MemoryEngine::default();
+        let (broker, mut worker) = (broker(&disk), Worker::default());
+        let mut connection = open(&broker, &mut worker);
+        disk.set_full(true);
+        let first = frames([(1, declare("one", true))]);
+        let second = frames([(1, declare("two", true))]);
+        let bytes = [&first[..], &second].concat();
+        let progress = connection.feed(&bytes[..bytes.len() - 1], &mut worker);
+        assert_eq!((progress.next, progress.consumed), (Next::AwaitStore, first.len()));
+        disk.set_full(false);
+        wait(&connection);
+        assert_eq!(connection.feed(&second[..20], &mut worker).next, Next::Read);
+        assert_eq!(answers(&connection), ["one"]);
+    }
+
+    #[test]
+    fn a_failure_comes_behind_what_is_held() {
+        let disk = MemoryEngine::default();
+        let (broker, mut worker) = (broker(&disk), Worker::default());
+        let mut connection = open(&broker, &mut worker);
+        disk.set_full(true);
+        let first = frames([(1, declare("one", true)), (1, seek("nowhere"))]);
+        let second = frames([(1, declare("two", true))]);
+        let progress = connection.feed(&[&first[..], &second].concat(), &mut worker);
+        assert_eq!((progress.next, progress.consumed), (Next::AwaitStore, first.len()));
+        assert!(answers(&connection).is_empty());
+        disk.set_full(false);
+        wait(&connection);
+        connection.feed(&second, &mut worker);
+        assert_eq!(answers(&connection), ["one", "channel 404"]);
     }
 
     #[test]

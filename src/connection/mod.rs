@@ -92,7 +92,7 @@ pub enum Next {
     /// A password is to be checked, which takes a while: let [`Connection::login`] do that
     /// elsewhere, tell [`Connection::finish_login`], then feed what is left again.
     AwaitLogin,
-    /// A reply waits until what it tells of is durable: wait for [`Connection::when_stored`], then
+    /// Replies wait until what they tell of is durable: wait for [`Connection::when_stored`], then
     /// feed what is left again.
     AwaitStore,
     /// The connection is over: write what is in the outbox, wait, and close the socket.
@@ -135,8 +135,8 @@ pub struct Connection {
     presence: Option<[Presence; 2]>,
     /// The client understands connection.blocked.
     knows_blocked: bool,
-    /// A reply that waits for the store.
-    held: Option<Held>,
+    /// Replies that wait for the store.
+    held: Held,
     /// By channel number; the first entry is not used.
     channels: Vec<Option<Box<Channel>>>,
     channel_count: usize,
@@ -177,7 +177,7 @@ impl Connection {
             rights: None,
             presence: None,
             knows_blocked: false,
-            held: None,
+            held: Held::default(),
             channels: Vec::new(),
             channel_count: 0,
             owned: Vec::new(),
@@ -288,10 +288,10 @@ impl Connection {
             if self.login.is_some() {
                 return (consumed, Next::AwaitLogin);
             }
-            if self.held.is_some() {
+            let rest = &bytes[consumed..];
+            if self.held.holds_up(rest) {
                 return (consumed, Next::AwaitStore);
             }
-            let rest = &bytes[consumed..];
             if self.phase == Phase::ProtocolHeader {
                 let Some(used) = self.take_protocol_header(rest, worker) else { break };
                 consumed += used;
@@ -330,7 +330,8 @@ impl Connection {
                 }
             }
         }
-        (consumed, Next::Read)
+        let next = if self.held.is_empty() { Next::Read } else { Next::AwaitStore };
+        (consumed, next)
     }
 
     /// Copies what the content being received still has in the read buffer.
