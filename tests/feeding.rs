@@ -736,9 +736,18 @@ impl Client {
         Self { connection, worker: Worker::default(), carry, output, closed: false }
     }
 
-    fn feed(&mut self, bytes: &[u8]) {
+    fn feed(&mut self, mut bytes: &[u8]) {
         if self.closed {
             return;
+        }
+        // What a socket would read into a body's place.
+        while !bytes.is_empty()
+            && let Some((body, room)) = self.connection.body_room()
+        {
+            let (part, rest) = bytes.split_at(room.min(bytes.len()));
+            body.extend_from_slice(part);
+            self.connection.body_came(part.len());
+            bytes = rest;
         }
         self.carry.extend_from_slice(bytes);
         loop {

@@ -25,11 +25,12 @@ use crate::codec::encode::{self, DeliverHead};
 use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD};
 use crate::codec::method::{AMQPClass, basic, channel_close, put_method};
 use crate::error::AmqpError;
-use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, Slot};
+use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, LARGE_DISCOUNT, Slot};
 use crate::store::{Outcome, Ticket};
 
-/// Consumers get no further window while this much waits to be written. Between 512 KiB and 1 MiB
-/// was best by measurement.
+/// Consumers get no further window while this much waits to be written; of large bodies, which are
+/// not copied, only a part counts (see [`Content::cost`]). Between 512 KiB and 1 MiB was best by
+/// measurement.
 pub const HIGH_WATER_BYTES: usize = 768 * 1024;
 
 /// A connection whose own requests have produced this much unread output is not read any further.
@@ -126,6 +127,11 @@ pub struct Outgoing {
 impl Outgoing {
     fn len(&self) -> usize {
         self.buffer.len() + self.large_bytes
+    }
+
+    /// What counts for [`HIGH_WATER_BYTES`] (see [`Content::cost`]).
+    fn load(&self) -> usize {
+        self.buffer.len() + self.large_bytes / LARGE_DISCOUNT
     }
 
     /// Forgets what was written and keeps the buffers.
@@ -406,7 +412,7 @@ impl Outbox {
         let mut state = self.state.lock();
         state.spare = buffer;
         // While there is no room, they stay: there will be another write.
-        if state.out.len() < HIGH_WATER_BYTES {
+        if state.out.load() < HIGH_WATER_BYTES {
             parked.append(&mut state.parked);
         }
     }
@@ -447,7 +453,7 @@ impl OutboxGuard<'_> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.state.out.len() >= HIGH_WATER_BYTES
+        self.state.out.load() >= HIGH_WATER_BYTES
     }
 
     pub(crate) fn is_closed(&self) -> bool {

@@ -117,8 +117,9 @@ fn frame_too_large(kind: u8, size: u32, frame_max: u32) -> AmqpError {
     frame_error(format!("{}: {{frame_too_large,{size},{limit}}}", describe(kind, &[])))
 }
 
+/// The refusal of a frame that ends with another byte than [`FRAME_END`].
 #[cold]
-fn invalid_end(kind: u8, payload: &[u8], end: u8) -> AmqpError {
+pub(crate) fn invalid_end(kind: u8, payload: &[u8], end: u8) -> AmqpError {
     frame_error(format!("{}: {{invalid_frame_end_marker,{end}}}", describe(kind, payload)))
 }
 

@@ -17,8 +17,13 @@ use crate::queue::SHARED_BODY_MIN;
 /// RabbitMQ's hard limit on the size of a message.
 const BODY_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// A body's buffer begins with this size (bytes): what is announced need never come.
-const BODY_RESERVE: usize = SHARED_BODY_MIN;
+/// A body's buffer begins with so many times the size of its first frame, as far as that is no
+/// larger than this (bytes): what is announced need never come.
+const RESERVE_FRAMES: usize = 8;
+const RESERVE_FRAME_MAX: usize = 128 * 1024;
+
+/// A body that is not complete is counted in steps of so many bytes.
+const COUNTED_STEP: usize = 4 * 1024;
 
 const PUBLISH: (u16, u16) = (60, 40);
 
@@ -151,6 +156,58 @@ impl Incoming {
         }
     }
 
+    /// Gets ready for a large body frame that is taken in as it comes, unless it is not due or
+    /// would be refused.
+    pub(super) fn begin_part(&mut self, size: usize, memory: &Arc<Memory>) -> bool {
+        let Some(received) = &mut self.received else { return false };
+        let is_due = received.len + size as u64 <= received.size;
+        if is_due {
+            received.collect(size, memory);
+        }
+        is_due && matches!(received.body, BodyParts::Collected(..))
+    }
+
+    /// Takes in a part of that frame.
+    pub(super) fn take_part(&mut self, part: &[u8]) -> Result<(), AmqpError> {
+        self.room(part.len())?.0.extend_from_slice(part);
+        self.body_came(part.len());
+        Ok(())
+    }
+
+    /// The body, with room for so many bytes of that frame, and that number.
+    pub(super) fn room(&mut self, bytes: usize) -> Result<(&mut Vec<u8>, usize), AmqpError> {
+        let received = self.received.as_mut().expect("a part has begun");
+        received.make_room(bytes)?;
+        let BodyParts::Collected(body, _) = &mut received.body else {
+            unreachable!("a part has begun");
+        };
+        Ok((body, bytes))
+    }
+
+    /// So many bytes were added to the body.
+    pub(super) fn body_came(&mut self, bytes: usize) {
+        let received = self.received.as_mut().expect("a part has begun");
+        received.len += bytes as u64;
+    }
+
+    /// The last bytes of the body.
+    pub(super) fn last(&self, bytes: usize) -> &[u8] {
+        match self.received.as_ref().map(|received| &received.body) {
+            Some(BodyParts::Collected(body, _)) => &body[body.len().saturating_sub(bytes)..],
+            _ => &[],
+        }
+    }
+
+    /// Whether all of the content is there.
+    pub(super) fn is_complete(&self) -> bool {
+        self.received.is_some() && self.left() == 0
+    }
+
+    /// Bytes of the body that have not come, as far as is known.
+    pub(super) fn left(&self) -> u64 {
+        self.received.as_ref().map_or(0, |received| received.size - received.len)
+    }
+
     /// The message, once [`Incoming::take_frame`] has answered that it is complete.
     pub(super) fn into_message(self) -> Message {
         let received = self.received.expect("complete content has a header");
@@ -177,24 +234,38 @@ impl Received {
             self.body = BodyParts::Whole(Span::new(at, payload.len()));
             return Ok(true);
         }
-        if matches!(self.body, BodyParts::Empty) {
-            let reserve = (self.size as usize).min(payload.len().max(BODY_RESERVE));
-            let body = Vec::with_capacity(reserve);
-            self.body = BodyParts::Collected(body, Unfinished::new(memory));
-        }
-        let BodyParts::Collected(body, unfinished) = &mut self.body else {
+        self.collect(payload.len(), memory);
+        if !matches!(self.body, BodyParts::Collected(..)) {
             // A whole body was followed by another frame, which the size check above refuses
             // unless that frame is empty.
             return Ok(whole);
-        };
-        if body.len() + payload.len() > body.capacity() {
-            // Double, but never beyond what was announced.
-            let want = (body.capacity() * 2).min(self.size as usize).max(body.len());
-            body.reserve_exact(want.max(body.len() + payload.len()) - body.len());
         }
+        self.make_room(payload.len())?;
+        let BodyParts::Collected(body, _) = &mut self.body else { unreachable!("looked at above") };
         body.extend_from_slice(payload);
-        unfinished.resize(body.capacity())?;
         Ok(whole)
+    }
+
+    /// Begins to collect the body with a frame of this size, if nothing of it has come.
+    fn collect(&mut self, frame: usize, memory: &Arc<Memory>) {
+        if matches!(self.body, BodyParts::Empty) {
+            let reserve = frame.min(RESERVE_FRAME_MAX) * RESERVE_FRAMES;
+            let body = Vec::with_capacity(reserve.min(self.size as usize));
+            self.body = BodyParts::Collected(body, Unfinished::new(memory));
+        }
+    }
+
+    /// Makes room for so many bytes more in a body that is collected, and counts them.
+    fn make_room(&mut self, bytes: usize) -> Result<(), AmqpError> {
+        let BodyParts::Collected(body, unfinished) = &mut self.body else { return Ok(()) };
+        let len = body.len() + bytes;
+        if len > body.capacity() {
+            // Double, but never beyond what was announced.
+            let want = (body.capacity() * 2).min(self.size as usize).max(len);
+            body.reserve_exact(want - body.len());
+        }
+        // Room that nothing was written to takes no memory.
+        unfinished.resize(len.next_multiple_of(COUNTED_STEP))
     }
 }
 

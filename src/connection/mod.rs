@@ -9,6 +9,7 @@
 //! is the same as if each were applied at once.
 
 mod access;
+mod body_frame;
 mod channel;
 mod closing;
 mod consume;
@@ -39,6 +40,7 @@ use crate::codec::method::AMQPClass;
 use crate::codec::{frame, hot};
 use crate::error::{AmqpError, ReplyCode};
 
+use body_frame::BodyFrame;
 use channel::{Channel, Mode};
 use handshake::Phase;
 use held::Held;
@@ -145,6 +147,8 @@ pub struct Connection {
     routes: Routes,
     /// Channels that may be receiving content.
     receiving: Vec<u16>,
+    /// The frame in whose payload the next bytes are.
+    body_frame: Option<BodyFrame>,
     /// Channels whose publishes in the current batch are to be confirmed.
     confirming: Vec<u16>,
     refusable: Vec<Refusable>,
@@ -183,6 +187,7 @@ impl Connection {
             owned: Vec::new(),
             routes: Routes::default(),
             receiving: Vec::new(),
+            body_frame: None,
             confirming: Vec::new(),
             refusable: Vec::new(),
             has_stored: false,
@@ -288,6 +293,14 @@ impl Connection {
             if self.login.is_some() {
                 return (consumed, Next::AwaitLogin);
             }
+            if self.body_frame.is_some() {
+                let used = self.continue_body_frame(consumed, bytes, worker);
+                consumed += used;
+                if used == 0 {
+                    break;
+                }
+                continue;
+            }
             let rest = &bytes[consumed..];
             if self.held.holds_up(rest) {
                 return (consumed, Next::AwaitStore);
@@ -313,7 +326,10 @@ impl Connection {
                 }
             }
             match frame::split(rest, self.frame_max) {
-                Ok(None) => break,
+                Ok(None) => {
+                    consumed += self.begin_body_frame(rest);
+                    break;
+                }
                 Ok(Some((frame, used))) => {
                     // A frame begins with type (1 byte), channel (2 bytes) and size (4 bytes).
                     let payload_at = consumed + 7;

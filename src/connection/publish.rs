@@ -155,12 +155,22 @@ impl Connection {
         let incoming = &mut channel.expect("dispatched to an open channel").incoming;
         let expected = incoming.as_mut().expect("content is due");
         if expected.take_frame(frame, at, size_max, self.broker.memory())? {
-            let message = incoming.take().expect("content is due").into_message();
-            return self
-                .finish_publish(number, message, buffer, worker)
-                .map_err(|error| error.of(hot::BASIC, hot::PUBLISH));
+            return self.complete_publish(number, buffer, worker);
         }
         Ok(())
+    }
+
+    /// All of a message's content has come.
+    pub(super) fn complete_publish(
+        &mut self,
+        number: u16,
+        buffer: &[u8],
+        worker: &mut Worker,
+    ) -> Result<(), AmqpError> {
+        let incoming = self.channel_mut(number).incoming.take();
+        let message = incoming.expect("content is due").into_message();
+        self.finish_publish(number, message, buffer, worker)
+            .map_err(|error| error.of(hot::BASIC, hot::PUBLISH))
     }
 
     fn finish_publish(

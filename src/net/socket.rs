@@ -10,8 +10,9 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::BufMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -26,9 +27,15 @@ use super::worker::{self, READ_BYTES};
 use crate::broker::{Broker, Outbox, Outgoing, QueueCell};
 use crate::connection::{Connection, Liveness, LoginVerdict, Next, Worker};
 
-/// After a read of this size (bytes) other tasks get their turn. A yield after every small read
-/// would cost two system calls a round trip.
+/// Reads of this size (bytes) and more count for a turn. A yield after every small read would cost
+/// two system calls a round trip.
 const YIELD_BYTES: usize = 16 * 1024;
+
+/// What a read into a body's place counts for: it leads to nothing but a copy.
+const BODY_READ: Duration = Duration::from_micros(20);
+
+/// After so much work other tasks get their turn.
+const TURN: Duration = Duration::from_micros(200);
 
 /// How often a paced publisher looks whether waiting pays, and how often at most.
 const PACE_LOOK: Duration = Duration::from_millis(2);
@@ -114,6 +121,8 @@ enum Step {
     Stopped,
     Fed {
         bytes: usize,
+        /// How long that took.
+        took: Duration,
         fed: Fed,
     },
 }
@@ -146,6 +155,7 @@ impl Reader {
     /// Reads until the connection is over. Answers how long to go on listening without a word, or
     /// `None` when the peer is gone.
     async fn read_to_end(&mut self) -> Option<u64> {
+        let mut busy = Duration::ZERO;
         loop {
             match std::future::poll_fn(|context| self.poll_step(context)).await {
                 Step::Stopped => return None,
@@ -153,7 +163,7 @@ impl Reader {
                     self.log_end(error);
                     return None;
                 }
-                Step::Fed { bytes, mut fed } => {
+                Step::Fed { bytes, took, mut fed } => {
                     let mut had_turn = false;
                     loop {
                         if let Some(queue) = fed.outrun.take() {
@@ -175,8 +185,14 @@ impl Reader {
                         }
                         fed = self.feed_carried();
                     }
-                    if bytes >= YIELD_BYTES && !had_turn {
-                        tokio::task::yield_now().await;
+                    if had_turn {
+                        busy = Duration::ZERO;
+                    } else if bytes >= YIELD_BYTES {
+                        busy += took;
+                        if busy >= TURN {
+                            busy = Duration::ZERO;
+                            tokio::task::yield_now().await;
+                        }
                     }
                 }
             }
@@ -188,11 +204,15 @@ impl Reader {
             return Poll::Ready(Step::Stopped);
         }
         if self.stop.take_nudge() {
-            return Poll::Ready(Step::Fed { bytes: 0, fed: self.feed_carried() });
+            let fed = self.feed_carried();
+            return Poll::Ready(Step::Fed { bytes: 0, took: Duration::ZERO, fed });
+        }
+        if let Some(read) = self.poll_body(context) {
+            return read;
         }
         worker::with(|lent| {
             let carried = self.carry.len();
-            let size = carried + READ_BYTES;
+            let size = carried + self.connection.read_max(READ_BYTES);
             if lent.buffer.len() < size {
                 lent.buffer.resize(size, 0);
             }
@@ -207,13 +227,33 @@ impl Reader {
             if bytes == 0 {
                 return Poll::Ready(Step::Ended(None));
             }
+            let begin = Instant::now();
             buffer[..carried].copy_from_slice(&self.carry);
             self.connection.liveness().received(now());
             let filled = &buffer[..carried + bytes];
             let progress = self.connection.feed(filled, &mut lent.worker);
             self.keep(&filled[progress.consumed..]);
             let outrun = lent.worker.drive.take_outrun();
-            Poll::Ready(Step::Fed { bytes, fed: Fed { next: progress.next, outrun } })
+            let took = begin.elapsed();
+            Poll::Ready(Step::Fed { bytes, took, fed: Fed { next: progress.next, outrun } })
+        })
+    }
+
+    /// Reads what belongs to a large body into its place, if that is what comes next.
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Option<Poll<Step>> {
+        let (body, bytes_max) = self.connection.body_room()?;
+        let mut room = body.limit(bytes_max);
+        let read = std::pin::pin!(self.read.read_buf(&mut room));
+        Some(match read.poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Step::Ended(Some(error))),
+            Poll::Ready(Ok(0)) => Poll::Ready(Step::Ended(None)),
+            Poll::Ready(Ok(bytes)) => {
+                self.connection.liveness().received(now());
+                self.connection.body_came(bytes);
+                let fed = Fed { next: Next::Read, outrun: None };
+                Poll::Ready(Step::Fed { bytes, took: BODY_READ, fed })
+            }
         })
     }
 

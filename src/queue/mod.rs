@@ -40,7 +40,7 @@ pub(crate) use effects::{Delivery, Effects, Got, Origin, Overdue, Reason};
 pub(crate) use expiry::parse_expiration;
 pub(crate) use lane::Place;
 pub(crate) use records::{LaneHead, Mark, Records, Run, body_number, record_len};
-pub use segment::{Body, Content, FANNED_BODY_MIN, SHARED_BODY_MIN};
+pub use segment::{Body, Content, FANNED_BODY_MIN, LARGE_DISCOUNT, SHARED_BODY_MIN};
 pub(crate) use settings::{Kind, Overflow, Settings};
 pub(crate) use unacked::Slot;
 #[cfg(test)]

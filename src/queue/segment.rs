@@ -36,6 +36,10 @@ pub const FANNED_BODY_MIN: usize = 4 * 1024;
 /// A segment takes no more records when so many bytes of large bodies belong to it.
 pub(super) const SHARED_BYTES_MAX: usize = if cfg!(test) { 32 * 1024 } else { 1024 * 1024 };
 
+/// A large body costs so much less to deliver than its bytes say: it is not copied. Less, and
+/// messages of a megabyte would wait for each other.
+pub const LARGE_DISCOUNT: usize = 4;
+
 /// Bytes of a record's head: body length and a flag (u32), then address length, header length and
 /// a flag (u32).
 const HEAD_BYTES: usize = 8;
@@ -91,10 +95,15 @@ pub struct Content<'a> {
 }
 
 impl Content<'_> {
-    /// Bytes that a delivery of this message takes on the wire, roughly: what byte windows spend.
+    /// What a delivery of this message costs: the bytes that it takes on the wire, roughly, of large
+    /// bodies only a part (see [`LARGE_DISCOUNT`]). Byte windows spend it.
     pub fn cost(&self) -> u32 {
         const DELIVER_OVERHEAD: usize = 64;
-        let bytes = self.address.len() + self.header.len() + self.body.size() + DELIVER_OVERHEAD;
+        let body = match self.body {
+            Body::Inline(bytes) => bytes.len(),
+            Body::Shared(bytes) => bytes.len() / LARGE_DISCOUNT,
+        };
+        let bytes = self.address.len() + self.header.len() + body + DELIVER_OVERHEAD;
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
@@ -137,7 +146,8 @@ impl RecordHead {
 
     /// See [`Content::cost`].
     pub(super) fn cost(&self) -> u32 {
-        self.address_len + self.header_len + self.body_len.saturating_add(64)
+        let body = if self.shared { self.body_len / LARGE_DISCOUNT as u32 } else { self.body_len };
+        self.address_len + self.header_len + body.saturating_add(64)
     }
 }
 

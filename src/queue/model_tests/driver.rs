@@ -73,8 +73,7 @@ impl Sample {
         let body = Bytes::from(vec![seed ^ 0xAA; payload.body_len]);
         let ttl_ms = queue_ttl_ms.into_iter().chain(payload.expiration_ms).min();
         let header = header(seed ^ 0x55, payload);
-        assert_eq!(payload.cost() as usize, 64 + address.len() + header.len() + body.len());
-        Self {
+        let sample = Self {
             address,
             header,
             body,
@@ -82,7 +81,9 @@ impl Sample {
             is_persistent: payload.persistent,
             expires_at: ttl_ms.map(|ttl_ms| now.0 + ttl_ms),
             times_delivered: 0,
-        }
+        };
+        assert_eq!(payload.cost(), i64::from(sample.content().cost()));
+        sample
     }
 
     fn is_shared(&self) -> bool {

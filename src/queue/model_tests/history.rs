@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::option::weighted;
 use proptest::prelude::*;
 
-use crate::queue::{Kind, Overflow, SHARED_BODY_MIN, Settings};
+use crate::queue::{Kind, LARGE_DISCOUNT, Overflow, SHARED_BODY_MIN, Settings};
 
 /// The life of one queue.
 #[derive(Clone, Debug)]
@@ -192,7 +192,9 @@ impl Payload {
         header += usize::from(self.text_len) + usize::from(self.text_len > 0);
         header += usize::from(self.priority.is_some()) + usize::from(self.persistent);
         header += self.expiration_ms.map_or(0, |ms| 1 + ms.to_string().len());
-        (64 + address + header + self.body_len) as i64
+        // Large bodies are not copied.
+        let part = if self.body_len >= SHARED_BODY_MIN { LARGE_DISCOUNT } else { 1 };
+        (64 + address + header + self.body_len / part) as i64
     }
 }
 
