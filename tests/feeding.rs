@@ -869,6 +869,40 @@ fn cut<'a>(bytes: &'a [u8], places: &[Index]) -> Vec<&'a [u8]> {
     pieces
 }
 
+#[test]
+fn a_large_body_goes_into_its_place() {
+    let message = Message {
+        address: 0,
+        mandatory: false,
+        properties: 0,
+        size: 39_000,
+        parts: 1,
+        hollow: false,
+    };
+    let frames = Script::default().message(3, &message);
+    let mut broken = frames.clone();
+    *broken[2].last_mut().expect("it has an end") = 7;
+    let preamble = preamble();
+    let before_body = frames[0].len() + frames[1].len();
+    for frames in [frames, broken] {
+        let reference = play(&preamble, frames.iter().map(Vec::as_slice));
+        let bytes = frames.concat();
+        for at in [7, 8, 100, 5_000] {
+            let (first, second) = bytes.split_at(before_body + at);
+            let broker = Arc::new(Broker::new(Arc::new(Config::default()), 1 << 30));
+            let mut client = Client::new(&broker);
+            client.feed(&preamble);
+            client.feed(first);
+            assert!(client.connection.body_room().is_some(), "cut at {at}");
+            client.release();
+            let cut = |end: usize| [first, &second[..end], &second[end..]];
+            for end in [second.len(), second.len() - 1, 20_000] {
+                same(&reference, &play(&preamble, cut(end)), "in pieces").expect("the same");
+            }
+        }
+    }
+}
+
 fn check(ops: &[Op], few: &[Index], many: &[Index]) -> TestCaseResult {
     let mut script = Script::default();
     ops.iter().for_each(|op| script.run(op));

@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use support::client::{self, Frame};
-use support::{Broker, Client, notation, settings, unique};
+use support::{Broker, Client, notation, settings, unique, wait_until};
 
 const MIB: u64 = 1 << 20;
 
@@ -242,6 +242,21 @@ fn routing_keys_that_never_repeat_are_not_kept() {
     client.call(1, "basic.qos prefetch_count=1");
     check_resident(&broker, before + 40 * MIB);
     check_service(&broker);
+}
+
+#[test]
+fn memory_goes_back_after_a_backlog_though_a_message_is_held() {
+    let Some(broker) = Broker::in_memory("") else { return };
+    let mut client = Client::open(&broker);
+    let q = unique("backlog");
+    client.declare(1, &format!("queue={q}"));
+    let before = broker.resident_bytes();
+    let bytes = publish(1, &format!("routing_key={q}"), &[1; 100]).repeat(1000);
+    (0..600).for_each(|_| client.send_bytes(&bytes));
+    client.get(1, &format!("queue={q}")).expect("it is not acknowledged");
+    assert!(broker.resident_bytes() > before + 60 * MIB);
+    client.call(1, &format!("queue.purge queue={q}"));
+    wait_until("freed memory", || broker.resident_bytes() < before + 30 * MIB);
 }
 
 #[test]

@@ -17,6 +17,8 @@ use crate::error::{AmqpError, ReplyCode};
 #[derive(Debug)]
 pub struct Memory {
     used: AtomicI64,
+    /// About the most that was used since [`Memory::take_peak`].
+    peak: AtomicI64,
     /// Bytes of bodies that are still being received and of open transactions.
     unfinished: AtomicI64,
     unfinished_max: i64,
@@ -31,6 +33,7 @@ impl Memory {
         let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         Self {
             used: AtomicI64::new(0),
+            peak: AtomicI64::new(0),
             unfinished: AtomicI64::new(0),
             unfinished_max: signed((limit_bytes / 4).max(message_bytes_max)),
             limit: signed(limit_bytes),
@@ -43,12 +46,22 @@ impl Memory {
         u64::try_from(self.used.load(Ordering::Relaxed)).unwrap_or(0)
     }
 
+    /// Bytes in use, and about the most that were since this was asked last.
+    pub fn take_peak(&self) -> (u64, u64) {
+        let used = self.used();
+        let peak = self.peak.swap(self.used.load(Ordering::Relaxed), Ordering::Relaxed);
+        (used, u64::try_from(peak).unwrap_or(0).max(used))
+    }
+
     /// Adds a change in bytes, and sets or clears the alarm. Cheap enough for once a batch.
     pub(crate) fn add(&self, change: i64) {
         if change == 0 {
             return;
         }
         let used = self.used.fetch_add(change, Ordering::SeqCst) + change;
+        if used > self.peak.load(Ordering::Relaxed) {
+            self.peak.store(used, Ordering::Relaxed);
+        }
         if self.is_over(used) != self.is_alarmed() {
             self.switch();
         }
@@ -155,6 +168,17 @@ impl AsRef<[u8]> for CountedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_peak_is_known_between_two_looks() {
+        let memory = Memory::new(1600, 0);
+        memory.add(1000);
+        memory.add(-900);
+        assert_eq!(memory.take_peak(), (100, 1000));
+        assert_eq!(memory.take_peak(), (100, 100));
+        memory.add(-50);
+        assert_eq!(memory.take_peak(), (50, 100));
+    }
 
     #[test]
     fn the_alarm_follows_the_gauge() {

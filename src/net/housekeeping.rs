@@ -1,13 +1,15 @@
 //! One task that looks after all connections.
 //!
 //! Owns the timer behind heartbeats, handshake and closing deadlines, and the giving back of idle
-//! buffers. One timer for all costs nothing for each read, and little for each connection.
+//! buffers and of freed memory. One timer for all costs nothing for each read, and little for each connection.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::freed_memory::{self, FreedMemory};
 use super::now;
 use super::registry::{Entry, Registry};
+use crate::broker::Broker;
 use crate::codec::encode::put_heartbeat;
 use crate::connection::Verdict;
 
@@ -15,12 +17,17 @@ use crate::connection::Verdict;
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs until it is dropped.
-pub(super) async fn run(registry: Arc<Registry>) {
+pub(super) async fn run(registry: Arc<Registry>, broker: Arc<Broker>) {
+    let mut freed = FreedMemory::default();
     let mut ticks = tokio::time::interval(PERIOD);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         registry.for_each(look_at);
+        if freed.look(broker.memory().take_peak()) {
+            // Nobody waits for it.
+            tokio::task::spawn_blocking(freed_memory::give_back);
+        }
     }
 }
 

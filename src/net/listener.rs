@@ -111,7 +111,7 @@ impl Server {
         for listener in listeners {
             tasks.spawn(accept(listener, broker.clone(), registry.clone(), logins.clone()));
         }
-        tasks.spawn(housekeeping::run(registry.clone()));
+        tasks.spawn(housekeeping::run(registry.clone(), broker.clone()));
         tasks.spawn(notice::run(broker.clone(), registry.clone()));
         if let Some(control) = control {
             tasks.spawn(control.run(broker.clone()));

@@ -8,6 +8,7 @@
 
 mod control;
 mod disk_space;
+mod freed_memory;
 mod housekeeping;
 mod listener;
 mod loader;

@@ -6,7 +6,8 @@
 //! [`SHARED_BODY_MIN`] bytes and more (and from [`FANNED_BODY_MIN`] on, where several queues get
 //! them) stay outside as shared [`Bytes`], one copy for all queues that a message was routed to.
 //! Runs of records go to the store as they are (see `records`), so a change of their layout is a
-//! change of the store's format.
+//! change of the store's format. Only a record that never goes there may be short: when a message
+//! has the same address and header as one before it in the segment, four bytes tell where those are.
 //!
 //! A segment may be absent: its messages are elsewhere, and only their numbers are here.
 //!
@@ -51,8 +52,12 @@ const SHARED_FLAG: u32 = 1 << 31;
 /// Beside the body length, which is at most 512 MiB.
 const EXPIRES_FLAG: u32 = 1 << 31;
 const STORED_FLAG: u32 = 1 << 30;
+/// Part of the length where the body is shared; others are far shorter.
+const ALIKE_FLAG: u32 = 1 << 29;
 const BODY_LEN_MASK: u32 = !(EXPIRES_FLAG | STORED_FLAG);
 const EXPIRY_BYTES: usize = 8;
+/// What stands for address and header of a short record: where the address is, as an offset.
+const ALIKE_BYTES: usize = 4;
 
 /// The body of a message: a slice of a segment or read buffer, or a shared large one.
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +100,8 @@ pub struct Content<'a> {
 }
 
 impl Content<'_> {
-    /// What a delivery of this message costs: the bytes that it takes on the wire, roughly, of large
-    /// bodies only a part (see [`LARGE_DISCOUNT`]). Byte windows spend it.
+    /// What a delivery of this message costs: the bytes that it takes on the wire, roughly, of a
+    /// large body only a part (see [`LARGE_DISCOUNT`]). Byte windows spend it.
     pub fn cost(&self) -> u32 {
         const DELIVER_OVERHEAD: usize = 64;
         let body = match self.body {
@@ -118,25 +123,40 @@ pub(super) struct RecordHead {
     pub(super) stored: bool,
     shared: bool,
     expires: bool,
+    /// Address and header are elsewhere.
+    alike: bool,
 }
 
 impl RecordHead {
     /// The head that these two words say.
     fn of(body: u32, sizes: u32) -> Self {
+        let shared = sizes & SHARED_FLAG != 0;
+        let alike = body & ALIKE_FLAG != 0 && !shared;
+        let len = body & BODY_LEN_MASK;
         Self {
-            body_len: body & BODY_LEN_MASK,
+            body_len: if alike { len & !ALIKE_FLAG } else { len },
             stored: body & STORED_FLAG != 0,
             address_len: sizes & ((1 << ADDRESS_BITS) - 1),
             header_len: (sizes >> ADDRESS_BITS) & ((1 << HEADER_BITS) - 1),
-            shared: sizes & SHARED_FLAG != 0,
+            shared,
             expires: body & EXPIRES_FLAG != 0,
+            alike,
         }
     }
 
     /// Bytes the whole record takes in its segment.
     pub(super) fn record_len(&self) -> u32 {
         let body = if self.shared { 4 } else { self.body_len };
-        self.head_len() + self.address_len + self.header_len + body
+        self.body_at() + body
+    }
+
+    /// Where the body, or its number, is in the record.
+    fn body_at(&self) -> u32 {
+        let before = match self.alike {
+            true => ALIKE_BYTES as u32,
+            false => self.address_len + self.header_len,
+        };
+        self.head_len() + before
     }
 
     /// Bytes before the address.
@@ -213,6 +233,9 @@ pub(super) struct Note {
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     bytes: Vec<u8>,
+    /// The sizes in the head of the newest record with an address and a header, and where these are;
+    /// 0 if there is none.
+    newest: (u32, u32),
     shared: Vec<Bytes>,
     /// Bytes of the shared bodies that were added.
     pub(super) shared_bytes: usize,
@@ -311,8 +334,7 @@ impl Segment {
 
     /// The number of the body that the record at `offset`, whose head this is, refers to.
     pub(super) fn body_index(&self, offset: u32, head: &RecordHead) -> Option<usize> {
-        let at = offset + head.head_len() + head.address_len + head.header_len;
-        head.shared.then(|| self.shared_index(at as usize))
+        head.shared.then(|| self.number((offset + head.body_at()) as usize))
     }
 
     /// Where the next record would go; equal to the offset after the last record.
@@ -347,14 +369,23 @@ impl Segment {
             self.stored.cost += u64::from(content.cost());
         }
         let shared = if matches!(content.body, Body::Shared(_)) { SHARED_FLAG } else { 0 };
+        let alike = (!stored && shared == 0).then(|| self.alike(sizes, content)).flatten();
+        if alike.is_some() {
+            flags |= ALIKE_FLAG;
+        }
         self.bytes.reserve(record_len_max(content));
         self.bytes.extend_from_slice(&(content.body.size() as u32 | flags).to_le_bytes());
         self.bytes.extend_from_slice(&(sizes | shared).to_le_bytes());
         if let Some(Millis(at)) = expiry {
             self.bytes.extend_from_slice(&at.to_le_bytes());
         }
-        self.bytes.extend_from_slice(content.address);
-        self.bytes.extend_from_slice(content.header);
+        if let Some(at) = alike {
+            self.bytes.extend_from_slice(&at.to_le_bytes());
+        } else {
+            self.newest = (sizes, self.bytes.len() as u32);
+            self.bytes.extend_from_slice(content.address);
+            self.bytes.extend_from_slice(content.header);
+        }
         match content.body {
             Body::Inline(body) => self.bytes.extend_from_slice(body),
             Body::Shared(body) => {
@@ -367,10 +398,23 @@ impl Segment {
         self.count += 1;
     }
 
+    /// Where the same address and header are, if the newest record that has some has these.
+    fn alike(&self, sizes: u32, content: &Content<'_>) -> Option<u32> {
+        let (newest_sizes, at) = self.newest;
+        let address_at = at as usize;
+        if at == 0 || sizes != newest_sizes {
+            return None;
+        }
+        let header_at = address_at + content.address.len();
+        let is_alike = self.bytes[header_at..].starts_with(content.header)
+            && self.bytes[address_at..].starts_with(content.address);
+        is_alike.then_some(at)
+    }
+
     /// Appends a record of a run, as it stands there, with the bodies of that run.
     ///
     /// # Errors
-    /// When it refers to a body that is not there.
+    /// When it refers to a body that is not there, or is not whole.
     pub(super) fn append_stored(
         &mut self,
         record: &[u8],
@@ -380,13 +424,17 @@ impl Segment {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(record);
         let head = self.head(at as u32);
+        if head.alike {
+            self.bytes.truncate(at);
+            return None;
+        }
         if let Some(index) = self.body_index(at as u32, &head) {
             let Some(body) = bodies.get(index).filter(|body| body.len() == head.body_len as usize)
             else {
                 self.bytes.truncate(at);
                 return None;
             };
-            let place = at + (head.head_len() + head.address_len + head.header_len) as usize;
+            let place = at + head.body_at() as usize;
             let own = (self.shared.len() as u32).to_le_bytes();
             self.bytes[place..place + 4].copy_from_slice(&own);
             self.shared.push(body.clone());
@@ -431,17 +479,18 @@ impl Segment {
     /// The message of the record at `offset`.
     pub(super) fn content(&self, offset: u32) -> Content<'_> {
         let head = self.head(offset);
-        let address_at = (offset + head.head_len()) as usize;
+        let own_at = (offset + head.head_len()) as usize;
+        let address_at = if head.alike { self.number(own_at) } else { own_at };
         let header_at = address_at + head.address_len as usize;
-        let body_at = header_at + head.header_len as usize;
+        let body_at = (offset + head.body_at()) as usize;
         let body = if head.shared {
-            Body::Shared(&self.shared[self.shared_index(body_at)])
+            Body::Shared(&self.shared[self.number(body_at)])
         } else {
             Body::Inline(&self.bytes[body_at..body_at + head.body_len as usize])
         };
         Content {
             address: &self.bytes[address_at..header_at],
-            header: &self.bytes[header_at..body_at],
+            header: &self.bytes[header_at..header_at + head.header_len as usize],
             body,
         }
     }
@@ -452,9 +501,7 @@ impl Segment {
         self.live -= 1;
         if !self.shared.is_empty() {
             let head = self.head(offset);
-            if head.shared {
-                let body_at = offset + head.head_len() + head.address_len + head.header_len;
-                let index = self.shared_index(body_at as usize);
+            if let Some(index) = self.body_index(offset, &head) {
                 self.shared[index] = Bytes::new();
             }
         }
@@ -475,7 +522,8 @@ impl Segment {
         self.bytes
     }
 
-    fn shared_index(&self, at: usize) -> usize {
+    /// The number that stands at an offset.
+    fn number(&self, at: usize) -> usize {
         let b = &self.bytes[at..at + 4];
         u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize
     }
@@ -486,8 +534,9 @@ pub(super) fn stored_len(bytes: &[u8]) -> Option<usize> {
     let words = bytes.first_chunk::<HEAD_BYTES>()?;
     let word =
         |at: usize| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-    let len = RecordHead::of(word(0), word(4)).record_len() as usize;
-    (len <= bytes.len()).then_some(len)
+    let head = RecordHead::of(word(0), word(4));
+    let len = head.record_len() as usize;
+    (len <= bytes.len() && !head.alike).then_some(len)
 }
 
 /// The number of the shared body that the record `bytes` refers to.
@@ -509,6 +558,50 @@ fn record_len_max(content: &Content<'_>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn messages_that_are_alike_share_their_address_and_header() {
+        let mut segment = Segment::default();
+        let bodies: Vec<Vec<u8>> = (0..6).map(|n| vec![n; usize::from(n)]).collect();
+        let content = |n: usize, header: &'static [u8]| Content {
+            address: b"\x00\x05queue",
+            header,
+            body: Body::Inline(&bodies[n]),
+        };
+        // Number, header, when it expires, whether it is stored, and whether it is short.
+        let records: [(usize, &[u8], Option<Millis>, bool, bool); 6] = [
+            (0, b"header", None, true, false),
+            (1, b"header", None, false, true),
+            (2, b"header", Some(Millis(7)), false, true),
+            (3, b"header", None, true, false),
+            (4, b"others", None, false, false),
+            (5, b"others", None, false, true),
+        ];
+        let mut offsets = Vec::new();
+        for (n, header, expiry, stored, _) in records {
+            offsets.push(segment.end());
+            segment.append(&content(n, header), expiry, stored);
+        }
+        offsets.push(segment.end());
+        for (index, (n, header, expiry, stored, short)) in records.into_iter().enumerate() {
+            let offset = offsets[index];
+            let (head, read) = (segment.head(offset), segment.content(offset));
+            assert_eq!(read.address, b"\x00\x05queue");
+            assert_eq!((read.header, read.body.bytes()), (header, &bodies[n][..]));
+            assert_eq!(segment.expiry(offset, &head), expiry);
+            assert_eq!((head.stored, head.cost()), (stored, read.cost()));
+            assert_eq!(offset + head.record_len(), offsets[index + 1]);
+            let full = HEAD_BYTES + 7 + 6 + n + expiry.map_or(0, |_| EXPIRY_BYTES);
+            assert_eq!(head.record_len() as usize, if short { full - 13 + 4 } else { full });
+            let whole = &segment.records(offset)[..head.record_len() as usize];
+            assert_eq!(stored_len(whole).is_some(), !short, "only whole ones are ever stored");
+            let taken = Segment::default().append_stored(whole, &[], Note::default());
+            assert_eq!(taken.is_some(), !short);
+        }
+        let mut back = Segment::default();
+        back.take_back(&segment.to_piece(), &Bytes::copy_from_slice);
+        assert_eq!(back.content(offsets[5]).header, b"others");
+    }
 
     #[test]
     fn records_read_back_as_written() {
