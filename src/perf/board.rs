@@ -3,7 +3,8 @@
 //! Owns no thread and no socket. Each thread writes only its own counters, once per read or write.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use super::link::{Notice, PerfError};
 
@@ -38,6 +39,7 @@ pub(crate) struct Totals {
 #[derive(Debug)]
 pub(crate) struct Board {
     tallies: Vec<Tally>,
+    began: OnceLock<Instant>,
     is_publishing: AtomicBool,
     is_running: AtomicBool,
     blocked: AtomicU64,
@@ -49,6 +51,7 @@ impl Board {
     pub(crate) fn new(workers: usize) -> Self {
         Self {
             tallies: (0..workers).map(|_| Tally::default()).collect(),
+            began: OnceLock::new(),
             is_publishing: AtomicBool::new(true),
             is_running: AtomicBool::new(true),
             blocked: AtomicU64::new(0),
@@ -72,6 +75,11 @@ impl Board {
             refused: sum(|tally| &tally.refused),
             delivered: sum(|tally| &tally.delivered),
         }
+    }
+
+    /// When the run began: at the first call.
+    pub(crate) fn began(&self) -> Instant {
+        *self.began.get_or_init(Instant::now)
     }
 
     /// Whether producers go on.

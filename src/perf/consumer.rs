@@ -1,7 +1,7 @@
 //! A consumer: one connection, one thread that reads, counts and acknowledges.
 //!
 //! Owns the rhythm of acks. Messages are counted without looking at them; in a verified run each
-//! delivery's tag and stamp go into a [`Ledger`].
+//! delivery's tag and stamp go into a [`Ledger`], in a timed run its lateness into a histogram.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 
 use super::block::Stamp;
 use super::board::Board;
+use super::ears::Ears;
 use super::inbox::Inbox;
+use super::latency::Latencies;
 use super::ledger::Ledger;
-use super::link::{CHANNEL, Link, Notice, POLL, PerfError, closing_frame};
+use super::link::{CHANNEL, FINISH_TIMEOUT, Link, POLL, PerfError, closing_frame};
+use super::timetable::{Lateness, Timetable};
 use super::walk::Sink;
 use crate::codec::encode;
 
 /// Bytes per read at most.
 const BUFFER_BYTES: usize = 256 << 10;
-
-/// How long a consumer waits for the answer to its close.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a consumer takes messages.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,17 @@ pub(crate) struct Taking {
     pub(crate) verified_producers: Option<usize>,
     /// The number of priorities that go round.
     pub(crate) priorities: u8,
+    /// When messages were due, in a timed run.
+    pub(crate) timetable: Option<Timetable>,
+}
+
+/// What a consumer saw.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Which messages, in a verified run.
+    pub(crate) ledger: Option<Ledger>,
+    /// How late they were, in a timed run.
+    pub(crate) latencies: Option<Latencies>,
 }
 
 /// One consumer, connected and consuming.
@@ -73,22 +84,24 @@ impl Consumer {
     }
 
     /// Consumes until the board says stop; returns what was seen.
-    pub(crate) fn run(self, board: &Board) -> Ledger {
+    pub(crate) fn run(self, board: &Board) -> Seen {
         let name = self.name.clone();
-        let ears = Ears { board, name: &name, error: None };
-        let (ledger, done) = match self.taking.verified_producers {
-            None => (Ledger::default(), self.take(board, &mut Counting(ears))),
-            Some(producers) => {
-                let ledger = Ledger::new(producers, self.taking.priorities);
-                let mut sink = Checking { ears, ledger, next_tag: 1, is_redelivered: false };
-                let done = self.take(board, &mut sink);
-                (sink.ledger, done)
-            }
+        let ears = Ears::new(board, &name);
+        let Taking { verified_producers, priorities, timetable, .. } = self.taking;
+        let (seen, done) = if verified_producers.is_none() && timetable.is_none() {
+            (Seen::default(), self.take(board, &mut Counting(ears)))
+        } else {
+            let ledger = verified_producers.map(|producers| Ledger::new(producers, priorities));
+            let lateness = timetable.map(|timetable| Lateness::new(timetable, board.began()));
+            let mut sink = Looking { ears, ledger, lateness, next_tag: 1, is_redelivered: false };
+            let done = self.take(board, &mut sink);
+            let latencies = sink.lateness.map(|lateness| lateness.latencies);
+            (Seen { ledger: sink.ledger, latencies }, done)
         };
         if let Err(error) = done {
             board.fail(&name, error);
         }
-        ledger
+        seen
     }
 
     fn take<S: Sink + Listening>(self, board: &Board, sink: &mut S) -> Result<(), PerfError> {
@@ -170,20 +183,7 @@ trait Listening {
     fn take_error(&mut self) -> Option<PerfError>;
 }
 
-/// Hears the methods that a consumer may get.
-struct Ears<'a> {
-    board: &'a Board,
-    name: &'a str,
-    error: Option<PerfError>,
-}
-
-impl Ears<'_> {
-    fn hear(&mut self, payload: &[u8]) {
-        let error = self.board.notice(self.name, Notice::of(payload)).err();
-        self.error = self.error.take().or(error);
-    }
-}
-
+/// Looks at no message.
 struct Counting<'a>(Ears<'a>);
 
 impl Sink for Counting<'_> {
@@ -202,14 +202,21 @@ impl Listening for Counting<'_> {
     }
 }
 
-struct Checking<'a> {
+/// Looks at each message.
+struct Looking<'a> {
     ears: Ears<'a>,
-    ledger: Ledger,
+    ledger: Option<Ledger>,
+    lateness: Option<Lateness>,
     next_tag: u64,
     is_redelivered: bool,
 }
 
-impl Sink for Checking<'_> {
+impl Sink for Looking<'_> {
+    fn received(&mut self) {
+        if let Some(lateness) = &mut self.lateness {
+            lateness.look();
+        }
+    }
     fn delivery(&mut self, payload: &[u8]) {
         // class, method, consumer tag (short string), delivery tag, redelivered, ...
         let after = payload.get(4).map_or(0, |&length| 5 + usize::from(length));
@@ -227,14 +234,20 @@ impl Sink for Checking<'_> {
         self.is_redelivered = redelivered & 1 != 0;
     }
     fn body(&mut self, body: &[u8]) {
-        self.ledger.note(Stamp::read(body), self.is_redelivered);
+        let stamp = Stamp::read(body);
+        if let (Some(stamp), Some(lateness)) = (stamp, &mut self.lateness) {
+            lateness.note(stamp);
+        }
+        if let Some(ledger) = &mut self.ledger {
+            ledger.note(stamp, self.is_redelivered);
+        }
     }
     fn method(&mut self, _channel: u16, payload: &[u8]) {
         self.ears.hear(payload);
     }
 }
 
-impl Listening for Checking<'_> {
+impl Listening for Looking<'_> {
     fn take_error(&mut self) -> Option<PerfError> {
         self.ears.error.take()
     }
@@ -254,7 +267,7 @@ impl Echo<'_> {
     /// The time from the write to the delivery, or an error after `timeout`.
     pub(crate) fn once(&mut self, bytes: &[u8], timeout: Duration) -> Result<Duration, PerfError> {
         let expected = self.inbox.deliveries() + 1;
-        let mut sink = Counting(Ears { board: self.board, name: "ping-pong", error: None });
+        let mut sink = Counting(Ears::new(self.board, "ping-pong"));
         let began = Instant::now();
         self.publishing.write_all(bytes)?;
         while self.inbox.deliveries() < expected {
@@ -299,9 +312,9 @@ mod tests {
     #[test]
     fn tags_and_stamps_of_deliveries_are_read() {
         let board = Board::new(1);
-        let ears = Ears { board: &board, name: "consumer-0", error: None };
-        let mut sink =
-            Checking { ears, ledger: Ledger::new(1, 1), next_tag: 1, is_redelivered: false };
+        let ears = Ears::new(&board, "consumer-0");
+        let (ledger, lateness) = (Some(Ledger::new(1, 1)), None);
+        let mut sink = Looking { ears, ledger, lateness, next_tag: 1, is_redelivered: false };
         let mut payload = vec![0, 60, 0, 60, 2, b'c', b't'];
         payload.extend_from_slice(&1u64.to_be_bytes());
         payload.extend_from_slice(&[1, 0, 1, b'q']);

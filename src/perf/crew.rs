@@ -10,12 +10,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use super::board::{Board, Totals};
-use super::consumer::Consumer;
-use super::ledger::Ledger;
+use super::consumer::{Consumer, Seen};
 use super::link::{Link, PerfError};
 use super::plan::Plan;
-use super::producer::{Pace, Producer};
+use super::producer::Producer;
 use super::report::grouped;
+use super::schedule::{Pace, Sent};
 
 /// How long workers may take to stop by themselves, and again after their sockets are shut.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
@@ -29,9 +29,17 @@ pub(crate) struct Crew {
     producers: Vec<Producer>,
     consumers: Vec<Consumer>,
     sockets: Vec<TcpStream>,
-    producing: Vec<JoinHandle<()>>,
-    consuming: Vec<JoinHandle<Ledger>>,
+    producing: Vec<JoinHandle<Option<Sent>>>,
+    consuming: Vec<JoinHandle<Seen>>,
     progress: Progress,
+}
+
+/// What the workers of a run know in the end.
+pub(crate) struct Outcome {
+    /// What consumers saw.
+    pub(crate) seen: Vec<Seen>,
+    /// What producers of a timed run sent.
+    pub(crate) sent: Vec<Sent>,
 }
 
 impl Crew {
@@ -71,6 +79,7 @@ impl Crew {
 
     /// Starts the threads, consumers first.
     pub(crate) fn start(&mut self) -> Result<(), PerfError> {
+        self.board.began();
         for consumer in self.consumers.drain(..) {
             let board = Arc::clone(&self.board);
             let name = consumer.name().to_owned();
@@ -122,8 +131,8 @@ impl Crew {
         false
     }
 
-    /// Ends everything; returns what the consumers saw, or the failure that ended the run.
-    pub(crate) fn finish(mut self) -> Result<Vec<Ledger>, PerfError> {
+    /// Ends everything; returns what the workers saw, or the failure that ended the run.
+    pub(crate) fn finish(mut self) -> Result<Outcome, PerfError> {
         self.board.stop();
         self.await_stop();
         for socket in self.sockets.drain(..) {
@@ -134,12 +143,8 @@ impl Crew {
             eprintln!("{worker} failed");
             return Err(error);
         }
-        let mut ledgers = Vec::new();
-        for thread in self.consuming.drain(..).filter(JoinHandle::is_finished) {
-            let crashed = |_| PerfError::Refused("a consumer thread crashed".into());
-            ledgers.push(thread.join().map_err(crashed)?);
-        }
-        Ok(ledgers)
+        let sent = joined(self.producing)?.into_iter().flatten().collect();
+        Ok(Outcome { seen: joined(self.consuming)?, sent })
     }
 
     fn await_stop(&self) {
@@ -150,6 +155,13 @@ impl Crew {
             thread::sleep(LOOK);
         }
     }
+}
+
+/// What the threads return that have ended.
+fn joined<T>(threads: Vec<JoinHandle<T>>) -> Result<Vec<T>, PerfError> {
+    let crashed = |_| PerfError::Refused("a thread of the generator crashed".into());
+    let ended = threads.into_iter().filter(JoinHandle::is_finished);
+    ended.map(|thread| thread.join().map_err(crashed)).collect()
 }
 
 fn spawn<T: Send + 'static>(

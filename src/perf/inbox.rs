@@ -6,6 +6,8 @@ use std::io::Read;
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::link::{Notice, PerfError, is_timeout};
 use super::walk::{Sink, Walk};
 
@@ -28,9 +30,12 @@ impl Inbox {
         Self { stream, buffer, filled, has_leftover: filled > 0, walk: Walk::default() }
     }
 
-    /// Sets how long a read may wait.
-    pub(crate) fn set_timeout(&self, timeout: Duration) -> Result<(), PerfError> {
-        Ok(self.stream.set_read_timeout(Some(timeout))?)
+    /// Waits until there is something to read, at most for `timeout`, which is kept more exactly
+    /// than the socket's own: the kernel counts that in ticks. Returns whether there is.
+    pub(crate) fn wait(&self, timeout: Duration) -> bool {
+        let timeout = Timespec::try_from(timeout).ok();
+        // What is wrong with the socket, the next read will tell.
+        poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], timeout.as_ref()) != Ok(0)
     }
 
     /// Deliveries completed so far.
@@ -49,6 +54,7 @@ impl Inbox {
             }
         }
         self.has_leftover = false;
+        sink.received();
         let walked = self.walk.walk(&self.buffer[..self.filled], sink);
         let used = walked.map_err(|error| PerfError::Protocol(error.to_string()))?;
         self.buffer.copy_within(used..self.filled, 0);

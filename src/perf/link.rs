@@ -25,6 +25,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a read or write blocks before its thread looks whether the run is over.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
 
+/// How long a worker waits for the answer to its close.
+pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The frame size to agree on when the broker sets none.
 const FRAME_MAX_DEFAULT: u32 = 131_072;
 

@@ -1,17 +1,19 @@
 //! A run as it was asked for, checked: what the options mean together.
 //!
-//! Owns the rules between options and the shares of counts and queues. It does no IO.
+//! Owns the shares of counts and queues. It does no IO.
 
 use std::time::Duration;
 
 use amq_protocol::uri::AMQPUri;
 
 use super::Args;
-use super::block::{STAMP_LEN, Shape};
+use super::block::Shape;
 use super::consumer::Taking;
 use super::link::{CHANNEL, Declare};
 use super::process::Process;
-use super::producer::Pace;
+use super::rules;
+use super::schedule::Pace;
+use super::timetable::Timetable;
 use crate::codec::method::{AMQPValue, FieldTable, ShortString};
 
 /// A checked run.
@@ -45,8 +47,10 @@ pub(crate) struct Plan {
     pub(crate) taking: Taking,
     /// Messages in all, for runs that end by count.
     pub(crate) count: Option<u64>,
-    /// Messages per second and producer.
-    pub(crate) rate: Option<f64>,
+    /// When producers publish, if not as fast as they can.
+    pub(crate) timetable: Option<Timetable>,
+    /// The run is about how late messages come that are published by the clock.
+    pub(crate) is_open_loop: bool,
     /// Queues may hold messages at the beginning, and stay at the end.
     pub(crate) are_queues_kept: bool,
     /// Measured time.
@@ -62,37 +66,15 @@ pub(crate) struct Plan {
 impl Plan {
     /// Checks options against each other; the error says what to change.
     pub(crate) fn checked(args: &Args) -> Result<Self, String> {
+        rules::check(args)?;
         let uri: AMQPUri = args.uri.parse().map_err(|error| format!("--uri: {error}"))?;
-        let is_stamp_cut = args.verify && args.size < STAMP_LEN;
         let seconds = |value: f64| Duration::try_from_secs_f64(value);
         let time = |name, value| seconds(value).map_err(|error| format!("--{name}: {error}"));
         let prefix = match &args.queue_prefix {
             Some(prefix) => prefix.clone(),
             None => format!("leveret-perf-{}", std::process::id()),
         };
-        if prefix.len() > 200 {
-            return Err("--queue-prefix: at most 200 bytes".into());
-        }
-        if is_stamp_cut {
-            return Err(format!("--verify needs --size {STAMP_LEN} or more"));
-        }
-        let is_rate = |rate: f64| rate > 0.0;
-        if !args.rate.is_none_or(is_rate) || !args.consume_rate.is_none_or(is_rate) {
-            return Err("--rate and --consume-rate must be above 0".into());
-        }
-        if args.latency && args.confirms.is_some_and(|window| window > 1) {
-            return Err("--latency has one message in flight: it takes --confirms 1".into());
-        }
-        if args.producers + args.consumers == 0 || args.queues == 0 {
-            return Err("at least one producer or consumer and one queue are needed".into());
-        }
-        if let Some(every) = args.ack_every
-            && args.prefetch > 0
-            && every > u64::from(args.prefetch)
-        {
-            return Err("--ack-every must not be above --prefetch".into());
-        }
-        Ok(Self {
+        let mut plan = Self {
             uri,
             producers: args.producers,
             consumers: args.consumers,
@@ -111,15 +93,41 @@ impl Plan {
                 rate: args.consume_rate,
                 verified_producers: args.verify.then_some(args.producers),
                 priorities: args.priorities.unwrap_or(1),
+                timetable: None,
             },
             count: args.count.or(args.fill),
-            rate: args.rate,
+            timetable: None,
+            is_open_loop: args.is_open_loop(),
             are_queues_kept: args.keep_queues,
             duration: time("duration", args.duration)?,
             warmup: time("warmup", args.warmup)?,
             deadline: time("deadline", args.deadline)?,
             broker: args.broker_pid.map(Process::of),
-        })
+        };
+        if let Some(rate) = args.rate {
+            plan.keep_to(rate);
+        }
+        Ok(plan)
+    }
+
+    /// Lets each producer publish at a rate. In an open loop the rate also says how many messages
+    /// a time takes, or how long a count takes.
+    fn keep_to(&mut self, rate: f64) {
+        let mut timetable =
+            Timetable { rate, producers: self.producers, counts_from: Duration::ZERO };
+        if self.is_open_loop {
+            if let Some(count) = self.count {
+                let seconds = count as f64 / rate / self.producers as f64;
+                self.warmup = Duration::ZERO;
+                self.duration = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+            } else {
+                let each = timetable.count_within(self.warmup.saturating_add(self.duration));
+                self.count = Some(each.saturating_mul(self.producers as u64));
+            }
+            timetable.counts_from = self.warmup;
+            self.taking.timetable = Some(timetable);
+        }
+        self.timetable = Some(timetable);
     }
 
     /// The queue of a producer or consumer.
@@ -160,6 +168,12 @@ impl Plan {
         producer % self.queues.len() < self.consumers
     }
 
+    /// How many deliveries come of what each producer published.
+    pub(crate) fn deliveries_of(&self, published: &[u64]) -> u64 {
+        let consumed = published.iter().enumerate().filter(|(n, _)| self.is_consumed(*n));
+        consumed.map(|(_, count)| count).sum()
+    }
+
     /// A pace for each producer, with the count shared out.
     pub(crate) fn paces(&self) -> Vec<Pace> {
         let producers = self.producers as u64;
@@ -168,9 +182,10 @@ impl Plan {
         };
         let pace = |producer| Pace {
             count: share(producer),
-            rate: self.rate,
+            timetable: self.timetable,
+            is_timed: self.is_open_loop,
             window: self.window,
-            is_verified: self.is_verified,
+            is_stamped: self.is_verified || self.is_open_loop,
         };
         (0..producers).map(pace).collect()
     }
@@ -194,7 +209,7 @@ impl Plan {
         parts.extend(self.expiration_ms.map(|ms| format!("expiration {ms} ms")));
         let arguments = self.queue_arguments.inner().keys().map(ShortString::to_string);
         parts.extend(arguments);
-        parts.extend(self.rate.map(|rate| format!("{rate} msgs/s per producer")));
+        parts.extend(self.timetable.map(|table| format!("{} msgs/s per producer", table.rate)));
         parts.extend(self.taking.rate.map(|rate| format!("{rate} msgs/s per consumer")));
         parts.push(match self.taking.ack_every {
             Some(every) => format!("ack every {every}"),
@@ -259,12 +274,30 @@ mod tests {
         Plan::checked(&Cli::try_parse_from(words).map_err(|error| error.to_string())?.args)
     }
 
+    fn plan_of(line: &str) -> Plan {
+        plan(line).expect("a plan")
+    }
+
     #[test]
     fn counts_are_shared_out_whole() {
         let plan = plan("--producers 3 --consumers 2 --queues 2 --count 11").expect("a plan");
         let counts: Vec<_> = plan.paces().into_iter().map(|pace| pace.count).collect();
         assert_eq!(counts, [Some(4), Some(4), Some(3)]);
         assert_eq!(plan.queue_of(2), plan.queues[0]);
+    }
+
+    #[test]
+    fn an_open_loop_has_a_count_and_a_time() {
+        let plan = plan_of("--latency --rate 100 --producers 2 --warmup 0.5 --duration 2");
+        assert_eq!(plan.count, Some(500));
+        let timetable = plan.taking.timetable.expect("its consumers know when messages are due");
+        assert_eq!(timetable.counts_from, Duration::from_millis(500));
+        assert!(plan.paces().iter().all(|pace| pace.is_stamped && pace.is_timed));
+        let plan = plan_of("--latency --rate 100 --producers 2 --count 500");
+        assert_eq!((plan.warmup, plan.duration), (Duration::ZERO, Duration::from_millis(2500)));
+        let plan = plan_of("--rate 100");
+        assert!(plan.taking.timetable.is_none() && plan.count.is_none());
+        assert!(plan.paces().iter().all(|pace| !pace.is_stamped && !pace.is_timed));
     }
 
     #[test]
@@ -303,6 +336,10 @@ mod tests {
             "--consume-rate 0",
             "--consume-rate NaN",
             "--latency --confirms 2",
+            "--latency --rate 10 --size 15",
+            "--latency --rate 10 --producers 0",
+            "--latency --rate 10 --consumers 0",
+            "--latency --rate 10 --fill 5",
             "--keep-queues",
             "--keep-queues --queue-prefix p --verify",
             "--keep-queues --queue-prefix p --latency",

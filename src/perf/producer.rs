@@ -1,11 +1,12 @@
 //! A producer: one connection, one thread that writes blocks as fast as it may.
 //!
-//! Owns the pace (count, rate, confirm window) and the producer's socket. Without confirms a
+//! Owns the producer's socket; the schedule says what may go. Without confirms a
 //! second thread sleeps in a read, to hear of blocking and errors; with confirms the producer
 //! itself reads whenever its window is nearly full.
 
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
@@ -13,45 +14,18 @@ use std::time::{Duration, Instant};
 
 use super::block::{Block, Shape, Stamp};
 use super::board::Board;
+use super::confirms::Confirms;
+use super::ears::Ears;
 use super::inbox::Inbox;
-use super::link::{Link, Notice, POLL, PerfError, closing_frame, is_timeout};
+use super::link::{FINISH_TIMEOUT, Link, POLL, PerfError, closing_frame, is_timeout};
+use super::schedule::{Pace, Room, Schedule, Sent, WHOLE_TIMEOUT};
 use super::walk::Sink;
-use super::window::Window;
-use crate::codec::hot::{self, Settle};
 
 /// Bytes per write: large enough that system calls do not count, small enough for the cache.
 const BLOCK_BYTES: usize = 128 << 10;
 
-/// How long a producer waits for outstanding confirms, and for the answer to its close.
-const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The same where the run counts on all that was published: a broker may be far behind.
-const WHOLE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// What a producer is to do.
-#[derive(Clone, Debug)]
-pub(crate) struct Pace {
-    /// Messages to send; unlimited when `None`.
-    pub(crate) count: Option<u64>,
-    /// Messages per second; unlimited when `None`.
-    pub(crate) rate: Option<f64>,
-    /// Outstanding publishes with confirms; no confirms when `None`.
-    pub(crate) window: Option<u64>,
-    /// Whether bodies carry stamps.
-    pub(crate) is_verified: bool,
-}
-
-impl Pace {
-    /// Whether the run counts on all that was published.
-    fn must_arrive(&self) -> bool {
-        self.count.is_some() || self.is_verified
-    }
-
-    /// How long the broker may hold the last bytes back.
-    fn patience(&self) -> Duration {
-        if self.must_arrive() { WHOLE_TIMEOUT } else { FINISH_TIMEOUT }
-    }
-}
+/// How late the kernel may wake a producer of a timed run. Its default is 50 us.
+const PROMPT_SLACK_NS: NonZeroU64 = NonZeroU64::new(1000).expect("not 0");
 
 /// One producer, connected and ready.
 pub(crate) struct Producer {
@@ -96,18 +70,23 @@ impl Producer {
     }
 
     /// Publishes until the count is reached or the board says stop.
-    pub(crate) fn run(self, board: &Arc<Board>) {
+    pub(crate) fn run(self, board: &Arc<Board>) -> Option<Sent> {
         let name = self.name.clone();
+        if self.pace.is_timed {
+            // Where it cannot be set, "sent late" shows it.
+            let _ = rustix::thread::set_current_timer_slack(Some(PROMPT_SLACK_NS));
+        }
         let done = match self.pace.window {
             Some(_) => self.run_confirmed(board),
             None => self.run_unconfirmed(board),
         };
-        if let Err(error) = done {
+        done.unwrap_or_else(|error| {
             board.fail(&name, error);
-        }
+            None
+        })
     }
 
-    fn run_unconfirmed(self, board: &Arc<Board>) -> Result<(), PerfError> {
+    fn run_unconfirmed(self, board: &Arc<Board>) -> Result<Option<Sent>, PerfError> {
         let Self { name, worker, number, pace, stream, mut inbox, mut block } = self;
         let watched = Arc::clone(board);
         let watch_name = name.clone();
@@ -119,7 +98,7 @@ impl Producer {
             }
             inbox
         })?;
-        let mut schedule = Schedule::new(&pace);
+        let mut schedule = Schedule::new(&pace, number, board.began());
         let mut sent = 0;
         let mut is_whole = true;
         while is_whole && board.is_publishing() {
@@ -128,6 +107,7 @@ impl Producer {
                 Room::Done => break,
                 Room::Wait(pause) => thread::sleep(pause),
                 Room::Now(count) => {
+                    schedule.note(sent);
                     let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
                     is_whole = whole == count;
                     sent += whole;
@@ -150,16 +130,17 @@ impl Producer {
         }
         let _ = stream.shutdown(Shutdown::Both);
         drop(watch.join());
-        Ok(())
+        Ok(schedule.sent(None))
     }
 
-    fn run_confirmed(self, board: &Arc<Board>) -> Result<(), PerfError> {
+    fn run_confirmed(self, board: &Arc<Board>) -> Result<Option<Sent>, PerfError> {
         let Self { name, worker, number, pace, stream, mut inbox, mut block } = self;
         let limit = pace.window.unwrap_or(1);
         // Reading and writing in quarters keeps the broker busy while a quarter is on its way.
         let step = (limit / 4).max(1);
-        let mut schedule = Schedule::new(&pace);
+        let mut schedule = Schedule::new(&pace, number, board.began());
         let mut confirms = Confirms::new(board, worker, &name);
+        confirms.lateness = pace.lateness(board.began()).map(|lateness| (number, lateness));
         let mut sent = 0;
         let mut is_whole = true;
         while is_whole && board.is_publishing() {
@@ -170,8 +151,13 @@ impl Producer {
             }
             match schedule.room(sent, free.min(block.messages() as u64)) {
                 Room::Done => break,
-                Room::Wait(pause) => confirms.wait(&mut inbox, pause)?,
+                Room::Wait(pause) => {
+                    if inbox.wait(pause) {
+                        confirms.read(&mut inbox)?;
+                    }
+                }
                 Room::Now(count) => {
+                    schedule.note(sent);
                     let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
                     is_whole = whole == count;
                     sent += whole;
@@ -191,7 +177,7 @@ impl Producer {
             inbox.await_close(FINISH_TIMEOUT);
         }
         let _ = stream.shutdown(Shutdown::Both);
-        Ok(())
+        Ok(schedule.sent(confirms.lateness))
     }
 }
 
@@ -206,7 +192,7 @@ fn publish(
     board: &Board,
 ) -> Result<u64, PerfError> {
     let messages = count as usize;
-    if pace.is_verified {
+    if pace.is_stamped {
         block.stamp(Stamp { producer, sequence }, messages);
     }
     let bytes = block.run(sequence, messages);
@@ -247,193 +233,25 @@ fn write_closing(stream: &TcpStream, pace: &Pace, board: &Board) -> Result<bool,
     Ok(write(stream, &closing, pace.patience(), board)? == closing.len())
 }
 
-/// How many messages may go now.
-#[derive(Debug, PartialEq)]
-enum Room {
-    Now(u64),
-    Wait(Duration),
-    Done,
-}
-
-/// Count and rate over time.
-struct Schedule {
-    began: Instant,
-    count: u64,
-    rate: Option<f64>,
-}
-
-impl Schedule {
-    fn new(pace: &Pace) -> Self {
-        Self { began: Instant::now(), count: pace.count.unwrap_or(u64::MAX), rate: pace.rate }
-    }
-
-    fn room(&mut self, sent: u64, most: u64) -> Room {
-        let left = self.count - sent;
-        if left == 0 {
-            return Room::Done;
-        }
-        let Some(rate) = self.rate else { return Room::Now(left.min(most)) };
-        room_at(rate, self.began.elapsed(), sent, left.min(most))
-    }
-}
-
-/// The share of a rate that is due after `elapsed`; sends at most once a millisecond.
-fn room_at(rate: f64, elapsed: Duration, sent: u64, most: u64) -> Room {
-    let due = (elapsed.as_secs_f64() * rate) as u64 + 1;
-    if due > sent {
-        return Room::Now((due - sent).min(most));
-    }
-    let pause = (sent as f64 / rate - elapsed.as_secs_f64()).clamp(0.001, 0.1);
-    Room::Wait(Duration::from_secs_f64(pause))
-}
-
 /// Sleeps in reads until the broker answers our close or the socket ends.
 fn watch(inbox: &mut Inbox, board: &Board, name: &str) -> Result<(), PerfError> {
-    let mut sink = Ears { board, name, error: None, is_closed: false };
-    while !sink.is_closed {
+    let mut sink = Watching(Ears::new(board, name));
+    while !sink.0.is_closed {
         inbox.read(&mut sink)?;
-        if let Some(error) = sink.error.take() {
+        if let Some(error) = sink.0.error.take() {
             return Err(error);
         }
     }
     Ok(())
 }
 
-/// One message after the other, each of which waits for its confirm.
-pub(crate) struct Asking<'a> {
-    stream: TcpStream,
-    inbox: Inbox,
-    confirms: Confirms<'a>,
-}
+/// A sink for a producer without confirms.
+struct Watching<'a>(Ears<'a>);
 
-impl<'a> Asking<'a> {
-    /// Takes a connection over; the board is for notices and for the counts of its first worker.
-    pub(crate) fn new(mut link: Link, board: &'a Board) -> Result<Self, PerfError> {
-        link.select_confirms()?;
-        let (stream, leftover) = link.into_parts();
-        let inbox = Inbox::new(stream.try_clone()?, leftover, 64 << 10);
-        Ok(Self { stream, inbox, confirms: Confirms::new(board, 0, "publisher") })
-    }
-
-    /// The time from the write to the confirm, or an error after `timeout` or a refusal.
-    pub(crate) fn once(&mut self, bytes: &[u8], timeout: Duration) -> Result<Duration, PerfError> {
-        let began = Instant::now();
-        self.stream.write_all(bytes)?;
-        self.confirms.window.sent(1);
-        while self.confirms.window.outstanding() > 0 {
-            if !self.confirms.read(&mut self.inbox)? && began.elapsed() > timeout {
-                return Err(PerfError::Late("confirm a message"));
-            }
-        }
-        let took = began.elapsed();
-        match self.confirms.ears.board.totals().refused {
-            0 => Ok(took),
-            _ => Err(PerfError::Refused("the broker refused a message".into())),
-        }
-    }
-
-    /// Closes the connection.
-    pub(crate) fn close(mut self) -> Result<(), PerfError> {
-        self.stream.write_all(&closing_frame())?;
-        self.inbox.await_close(FINISH_TIMEOUT);
-        Ok(())
-    }
-}
-
-/// Hears the methods that a producer without confirms may get.
-struct Ears<'a> {
-    board: &'a Board,
-    name: &'a str,
-    error: Option<PerfError>,
-    is_closed: bool,
-}
-
-impl Sink for Ears<'_> {
+impl Sink for Watching<'_> {
     fn delivery(&mut self, _payload: &[u8]) {}
     fn body(&mut self, _body: &[u8]) {}
     fn method(&mut self, _channel: u16, payload: &[u8]) {
-        let notice = Notice::of(payload);
-        self.is_closed |= matches!(notice, Notice::CloseOk);
-        self.error = self.error.take().or(self.board.notice(self.name, notice).err());
-    }
-}
-
-/// Counts confirms.
-struct Confirms<'a> {
-    window: Window,
-    worker: usize,
-    ears: Ears<'a>,
-}
-
-impl<'a> Confirms<'a> {
-    fn new(board: &'a Board, worker: usize, name: &'a str) -> Self {
-        let ears = Ears { board, name, error: None, is_closed: false };
-        Self { window: Window::default(), worker, ears }
-    }
-
-    /// Reads once; `false` when nothing came.
-    fn read(&mut self, inbox: &mut Inbox) -> Result<bool, PerfError> {
-        let is_some = inbox.read(self)?;
-        match self.ears.error.take() {
-            Some(error) => Err(error),
-            None => Ok(is_some),
-        }
-    }
-
-    /// Waits for a rate's next share, and reads meanwhile if there is something to come.
-    fn wait(&mut self, inbox: &mut Inbox, pause: Duration) -> Result<(), PerfError> {
-        if self.window.outstanding() == 0 {
-            thread::sleep(pause);
-            return Ok(());
-        }
-        inbox.set_timeout(pause)?;
-        let read = self.read(inbox);
-        inbox.set_timeout(POLL)?;
-        read.map(drop)
-    }
-}
-
-impl Sink for Confirms<'_> {
-    fn delivery(&mut self, _payload: &[u8]) {}
-    fn body(&mut self, _body: &[u8]) {}
-    fn method(&mut self, channel: u16, payload: &[u8]) {
-        let (class_id, method_id) = hot::method_ids(payload);
-        let settle = if class_id == hot::BASIC { Settle::parse(method_id, payload) } else { None };
-        let (tag, multiple, is_taken) = match settle {
-            Some(Ok(Settle::Ack { tag, multiple })) => (tag, multiple, true),
-            Some(Ok(Settle::Nack { tag, multiple, .. })) => (tag, multiple, false),
-            _ => return self.ears.method(channel, payload),
-        };
-        let Some(count) = self.window.settle(tag, multiple) else {
-            let text = format!("a confirm for message {tag}, which was never sent");
-            self.ears.error = Some(PerfError::Protocol(text));
-            return;
-        };
-        let tally = self.ears.board.tally(self.worker);
-        let counter = if is_taken { &tally.confirmed } else { &tally.refused };
-        counter.store(counter.load(Relaxed) + count, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_rate_is_kept_whatever_was_sent_before() {
-        let second = Duration::from_secs(1);
-        assert_eq!(room_at(1000.0, second, 900, 500), Room::Now(101));
-        assert_eq!(room_at(1000.0, second, 0, 500), Room::Now(500));
-        let Room::Wait(pause) = room_at(100.0, second, 102, 500) else { panic!("too fast") };
-        assert!((0.019..0.021).contains(&pause.as_secs_f64()));
-    }
-
-    #[test]
-    fn a_count_ends_the_schedule() {
-        let pace = Pace { count: Some(10), rate: None, window: None, is_verified: false };
-        let mut schedule = Schedule::new(&pace);
-        assert_eq!(schedule.room(0, 8), Room::Now(8));
-        assert_eq!(schedule.room(8, 8), Room::Now(2));
-        assert_eq!(schedule.room(10, 8), Room::Done);
+        self.0.hear(payload);
     }
 }

@@ -1,19 +1,20 @@
 //! The scenarios without load: idle connections and one message at a time.
 //!
-//! Owns percentiles. Both run in the main thread, as there is nothing to overlap.
+//! Owns the order of steps. Both run in the main thread, as there is nothing to overlap.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::block::Block;
 use super::board::{Board, Totals};
+use super::confirms::Asking;
 use super::consumer::Echo;
 use super::inbox::Inbox;
+use super::latency::Latencies;
 use super::link::{Link, PerfError};
 use super::measure::{Sample, report_memory};
 use super::plan::Plan;
 use super::process::Process;
-use super::producer::Asking;
 use super::report::Report;
 
 /// How long polite goodbyes to idle connections may take in all.
@@ -104,44 +105,16 @@ fn round_trips(
     }
     let begin = Sample::take(Totals::default(), plan.broker);
     let end = Instant::now() + plan.duration;
-    let mut nanos = Vec::new();
-    while Instant::now() < end && plan.count.is_none_or(|count| (nanos.len() as u64) < count) {
-        let time = once(nanos.len() as u64)?;
-        nanos.push(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+    let mut latencies = Latencies::new();
+    while Instant::now() < end && plan.count.is_none_or(|count| latencies.count() < count) {
+        let took = once(latencies.count())?;
+        latencies.record(took);
     }
     let figures = begin.until(&Sample::take(Totals::default(), plan.broker));
-    nanos.sort_unstable();
-    report.count("round_trips", nanos.len() as u64);
-    report.rate("round_trips_per_s", nanos.len() as f64 / figures.seconds);
-    for (key, share) in
-        [("p50_us", 0.5), ("p90_us", 0.9), ("p99_us", 0.99), ("p999_us", 0.999), ("max_us", 1.0)]
-    {
-        report.number(key, percentile(&nanos, share) as f64 / 1e3, "us");
-    }
-    figures.report_cpu(report, "", nanos.len() as u64, "round_trip");
+    report.count("round_trips", latencies.count());
+    report.rate("round_trips_per_s", latencies.count() as f64 / figures.seconds);
+    latencies.report(report, "");
+    figures.report_cpu(report, "", latencies.count(), "round_trip");
     report_memory(report, plan.broker);
     Ok(())
-}
-
-/// The smallest value that a `share` of all sorted values does not exceed (nearest rank); 0 for
-/// no values.
-fn percentile(sorted: &[u64], share: f64) -> u64 {
-    let rank = (share * sorted.len() as f64).ceil() as usize;
-    sorted.get(rank.max(1) - 1).or(sorted.last()).copied().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::percentile;
-
-    #[test]
-    fn percentiles_are_nearest_ranks() {
-        let values: Vec<u64> = (1..=100).collect();
-        assert_eq!(percentile(&values, 0.5), 50);
-        assert_eq!(percentile(&values, 0.99), 99);
-        assert_eq!(percentile(&values, 1.0), 100);
-        assert_eq!(percentile(&values, 0.0), 1);
-        assert_eq!(percentile(&[7], 0.99), 7);
-        assert_eq!(percentile(&[], 0.5), 0);
-    }
 }

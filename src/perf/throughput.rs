@@ -4,10 +4,10 @@
 
 use std::time::Duration;
 
-use super::crew::Crew;
+use super::crew::{Crew, Outcome};
 use super::ledger::{Ledger, Verdict};
 use super::link::{Declare, Link, PerfError};
-use super::measure::{Sample, report_memory};
+use super::measure::{Figures, Sample, report_memory};
 use super::plan::Plan;
 use super::process::Process;
 use super::report::Report;
@@ -66,14 +66,26 @@ pub(crate) fn steady(
     let end = Sample::take(crew.totals(), plan.broker);
     crew.stop_publishing();
     if plan.count.is_none() && plan.is_verified {
-        crew.wait(DRAIN_TIMEOUT, |crew| crew.are_producers_done() && is_drained(plan, crew));
+        crew.wait(DRAIN_TIMEOUT, |crew| is_drained(plan, crew));
     }
     report_memory(report, plan.broker);
     // Published counts grow until the producers have ended: read them after the threads.
     let sent = crew.published(plan.producers);
     let refused = crew.totals().refused;
-    let ledgers = crew.finish()?;
+    let outcome = crew.finish()?;
     let figures = begin.until(&end);
+    report_rates(plan, &figures, report);
+    if plan.is_verified {
+        judge(plan, outcome, sent, refused, report)?;
+    }
+    if !is_done {
+        return Err(PerfError::Late("deliver the whole count (see --deadline)"));
+    }
+    Ok(())
+}
+
+/// Adds messages per second and what each cost.
+pub(crate) fn report_rates(plan: &Plan, figures: &Figures, report: &mut Report) {
     report.number("seconds", figures.seconds, "s");
     let rate = |count: u64| count as f64 / figures.seconds;
     report.rate("published_per_s", rate(figures.published));
@@ -88,13 +100,6 @@ pub(crate) fn steady(
     let messages = if has_deliveries { figures.delivered } else { figures.published };
     figures.report_cpu(report, "", messages, "message");
     figures.report_written(report, "", messages);
-    if plan.is_verified {
-        judge(plan, &ledgers, sent, refused, report)?;
-    }
-    if !is_done {
-        return Err(PerfError::Late("deliver the whole count (see --deadline)"));
-    }
-    Ok(())
 }
 
 fn is_count_done(plan: &Plan, crew: &Crew, count: u64) -> bool {
@@ -104,25 +109,29 @@ fn is_count_done(plan: &Plan, crew: &Crew, count: u64) -> bool {
     if plan.producers == 0 {
         return crew.totals().delivered >= count;
     }
-    let counts = plan.paces().into_iter().filter_map(|pace| pace.count).enumerate();
-    let expected: u64 =
-        counts.filter(|(producer, _)| plan.is_consumed(*producer)).map(|(_, count)| count).sum();
     let totals = crew.totals();
     let is_settled = plan.window.is_none() || totals.confirmed + totals.refused >= count;
-    is_settled && totals.delivered + totals.refused >= expected
+    let counts: Vec<u64> = plan.paces().iter().filter_map(|pace| pace.count).collect();
+    is_settled && totals.delivered + totals.refused >= plan.deliveries_of(&counts)
 }
 
-fn is_drained(plan: &Plan, crew: &Crew) -> bool {
-    let published = crew.published(plan.producers);
-    let consumed = published.iter().enumerate().filter(|(n, _)| plan.is_consumed(*n));
-    let expected: u64 = consumed.map(|(_, count)| count).sum();
+/// Whether the producers have ended and all that they published has come.
+pub(crate) fn is_drained(plan: &Plan, crew: &Crew) -> bool {
+    // Published counts grow until the producers have ended.
+    crew.are_producers_done() && undelivered(plan, crew) == 0
+}
+
+/// Deliveries that are still to come of what was published until now.
+pub(crate) fn undelivered(plan: &Plan, crew: &Crew) -> u64 {
+    let expected = plan.deliveries_of(&crew.published(plan.producers));
     let totals = crew.totals();
-    totals.delivered + totals.refused >= expected
+    expected.saturating_sub(totals.delivered + totals.refused)
 }
 
-fn judge(
+/// Adds what a verified run found; anything wrong is an error.
+pub(crate) fn judge(
     plan: &Plan,
-    ledgers: &[Ledger],
+    outcome: Outcome,
     mut sent: Vec<u64>,
     refused: u64,
     report: &mut Report,
@@ -132,7 +141,8 @@ fn judge(
             *sent = 0;
         }
     }
-    let mut verdict: Verdict = Ledger::judge(ledgers, &sent);
+    let ledgers: Vec<_> = outcome.seen.into_iter().filter_map(|seen| seen.ledger).collect();
+    let mut verdict: Verdict = Ledger::judge(&ledgers, &sent);
     verdict.lost = verdict.lost.saturating_sub(refused);
     report.count("lost", verdict.lost);
     report.count("duplicated", verdict.duplicated);
@@ -182,13 +192,13 @@ pub(crate) fn backlog(
     crew.start()?;
     let is_drained = crew.wait(plan.deadline, |crew| crew.totals().delivered >= waiting);
     let drain = begin.until(&Sample::take(crew.totals(), plan.broker));
-    let ledgers = crew.finish()?;
+    let outcome = crew.finish()?;
     report.rate("drained_per_s", drain.delivered as f64 / drain.seconds);
     drain.report_cpu(report, "drain_", drain.delivered, "message");
     drain.report_written(report, "drain_", drain.delivered);
     report_memory(report, plan.broker);
     if plan.is_verified {
-        judge(plan, &ledgers, sent, fill.refused, report)?;
+        judge(plan, outcome, sent, fill.refused, report)?;
     }
     if !is_drained {
         return Err(PerfError::Late("deliver the whole backlog (see --deadline)"));

@@ -16,6 +16,9 @@ const BODY_SEEN: usize = 64;
 
 /// What a walk reports; the calls compile to nothing in a sink that leaves them empty.
 pub(crate) trait Sink {
+    /// Bytes have come, of which the calls that follow tell.
+    #[inline(always)]
+    fn received(&mut self) {}
     /// The payload of a `basic.deliver`.
     fn delivery(&mut self, payload: &[u8]);
     /// The beginning of a message's body.

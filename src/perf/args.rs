@@ -1,0 +1,151 @@
+//! The options of `leveret perf`, their help and its examples.
+//!
+//! Owns names and words; what options mean together is the plan's.
+
+/// The options of `leveret perf`.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = NOTES)]
+pub struct Args {
+    /// The broker; %2F is the virtual host "/"
+    #[arg(long, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
+    pub uri: String,
+    /// Connections that publish
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub producers: usize,
+    /// Connections that consume
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub consumers: usize,
+    /// Queues
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub queues: usize,
+    /// Size of each message's body
+    #[arg(long, value_name = "BYTES", default_value_t = 16)]
+    pub size: usize,
+    /// Length of the measurement, after the warm-up
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub duration: f64,
+    /// End after this many messages of all producers instead, once all are delivered
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
+    pub count: Option<u64>,
+    /// Time before the measurement that does not count
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    pub warmup: f64,
+    /// The longest that a run by --count or --fill may take, and that messages of --latency --rate
+    /// may be late
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
+    pub deadline: f64,
+    /// Use publisher confirms, with at most this many unconfirmed messages per producer
+    #[arg(long, value_name = "WINDOW", value_parser = clap::value_parser!(u64).range(1..))]
+    pub confirms: Option<u64>,
+    /// Consume with automatic acknowledgement (this is the default)
+    #[arg(long, conflicts_with_all = ["ack_every", "prefetch"])]
+    pub auto_ack: bool,
+    /// Acknowledge every N messages, by one ack with "multiple"
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub ack_every: Option<u64>,
+    /// Unacknowledged messages per consumer; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "ack_every")]
+    pub prefetch: u16,
+    /// Declare durable queues and publish persistent messages
+    #[arg(long)]
+    pub persistent: bool,
+    /// Declare priority queues with x-max-priority=N; the messages' priorities go round 0 to N-1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    pub priorities: Option<u8>,
+    /// Publish to queues of their own whose messages expire at once and are dead-lettered, through
+    /// the default exchange, to those that are consumed
+    #[arg(long, conflicts_with_all = ["fill", "idle_connections"])]
+    pub dead_letter: bool,
+    /// Publish with this expiration; what expires before it is delivered counts as lost
+    #[arg(long, value_name = "MS")]
+    pub expiration: Option<u32>,
+    /// An argument for the declaration of the consumed queues, as a number, true, false, or text;
+    /// may be repeated
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub queue_argument: Vec<String>,
+    /// Messages per second of each producer; without it, as many as the broker takes
+    #[arg(long, value_name = "PER_SECOND")]
+    pub rate: Option<f64>,
+    /// Messages per second that each consumer takes at most; without it, as many as come
+    #[arg(long, value_name = "PER_SECOND")]
+    pub consume_rate: Option<f64>,
+    /// The queues are named NAME-0, NAME-1, ... [default: leveret-perf-<pid>]
+    #[arg(long, value_name = "NAME")]
+    pub queue_prefix: Option<String>,
+    /// Leave the queues and their messages behind, and take what already waits in them as well
+    #[arg(long, requires = "queue_prefix", conflicts_with_all = ["verify", "latency"])]
+    pub keep_queues: bool,
+    /// Number the messages and check order, loss and duplicates (at least 16 bytes of body)
+    #[arg(long)]
+    pub verify: bool,
+    /// Publish N messages without consumers, then consume them without producers
+    #[arg(long, value_name = "N", conflicts_with_all = ["count", "duration"])]
+    pub fill: Option<u64>,
+    /// Open N connections with one channel each and hold them for --duration
+    #[arg(long, value_name = "N", conflicts_with_all = ["count", "fill", "latency"])]
+    pub idle_connections: Option<usize>,
+    /// One message in flight: the time from publish to delivery, in percentiles; with --confirms 1,
+    /// the time from publish to confirm, without consumers. With --rate, messages at that rate
+    /// whatever the broker does (see below)
+    #[arg(long, conflicts_with = "fill")]
+    pub latency: bool,
+    /// The broker's process on this machine: adds its CPU time per message and its memory
+    #[arg(long, value_name = "PID")]
+    pub broker_pid: Option<u32>,
+    /// Print the summary as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Args {
+    /// Messages are published by the clock, and their latencies count from when they were due.
+    pub(crate) fn is_open_loop(&self) -> bool {
+        self.latency && self.rate.is_some()
+    }
+}
+
+const NOTES: &str = "\
+Producers publish to queues through the default exchange, consumers take from them; producer and
+consumer number i use queue number i modulo the number of queues. A line of progress goes to
+standard error each second, the summary to standard output. The queues are deleted at the end,
+unless --keep-queues says otherwise.
+With --dead-letter, producers publish to NAME-0-source and so on. With --priorities, --verify checks
+the order among messages of one priority.
+--latency --rate R is an open loop: each of the producers publishes R messages a second, by the
+clock, and the time of a message counts from when it was due. So a stall of the broker shows in all
+messages that it held up, also in those that could not even be written (no coordinated omission).
+With --confirms, the times from due to confirm are shown, too. The times \"sent late\" are how long
+after their time messages were written: what the generator or a blocked socket adds to the others.
+
+Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, missed the
+deadline or did not pass --verify; 2 for options that make no sense.
+
+Examples:
+  One producer, one queue, one consumer, automatic acknowledgement, for 10 seconds:
+    leveret perf
+  Confirms with 1000 outstanding, acknowledgement by 100:
+    leveret perf --confirms 1000 --ack-every 100 --prefetch 1000
+  Four producers and four consumers on one queue, with the broker's CPU and memory:
+    leveret perf --producers 4 --consumers 4 --ack-every 10 --prefetch 100 --broker-pid 4711
+  Ten million messages, each checked for order, loss and duplicates:
+    leveret perf --count 10000000 --verify
+  A backlog of a million persistent messages, filled and drained:
+    leveret perf --fill 1000000 --persistent --confirms 1000 --ack-every 100
+  The same in two runs, with whatever is to happen in between:
+    leveret perf --queue-prefix b --keep-queues --persistent --confirms 1000 --consumers 0 \\
+        --count 1000000
+    leveret perf --queue-prefix b --keep-queues --persistent --ack-every 100 --producers 0 \\
+        --count 1000000
+  Memory of 1000 idle connections, held for 5 seconds:
+    leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
+  A priority queue of ten levels, and a queue of dead letters, each message checked:
+    leveret perf --priorities 10 --verify
+    leveret perf --dead-letter --verify
+  A queue that keeps at most 1000 messages:
+    leveret perf --queue-argument x-max-length=1000 --queue-argument x-overflow=reject-publish
+  Latency with one message in flight, for programs:
+    leveret perf --latency --json
+  Latency at 20000 messages a second from two producers, as users would see it:
+    leveret perf --latency --rate 10000 --producers 2 --duration 30
+  How long a publisher waits for the confirm of a persistent message:
+    leveret perf --latency --confirms 1 --persistent";

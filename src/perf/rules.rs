@@ -1,0 +1,46 @@
+//! Which options make sense together, as far as the command line's parser cannot tell.
+//!
+//! Owns the refusals; each says what to change.
+
+use super::Args;
+use super::block::STAMP_LEN;
+
+/// Refuses options that contradict each other.
+pub(crate) fn check(args: &Args) -> Result<(), String> {
+    sizes(args)?;
+    latency(args)
+}
+
+fn sizes(args: &Args) -> Result<(), String> {
+    if args.queue_prefix.as_ref().is_some_and(|prefix| prefix.len() > 200) {
+        return Err("--queue-prefix: at most 200 bytes".into());
+    }
+    let is_rate = |rate: f64| rate > 0.0;
+    if !args.rate.is_none_or(is_rate) || !args.consume_rate.is_none_or(is_rate) {
+        return Err("--rate and --consume-rate must be above 0".into());
+    }
+    if args.producers + args.consumers == 0 || args.queues == 0 {
+        return Err("at least one producer or consumer and one queue are needed".into());
+    }
+    let prefetch = u64::from(args.prefetch);
+    if prefetch > 0 && args.ack_every.is_some_and(|every| every > prefetch) {
+        return Err("--ack-every must not be above --prefetch".into());
+    }
+    if (args.verify || args.is_open_loop()) && args.size < STAMP_LEN {
+        return Err(format!("--verify and --latency --rate need --size {STAMP_LEN} or more"));
+    }
+    Ok(())
+}
+
+fn latency(args: &Args) -> Result<(), String> {
+    let is_measurable = args.producers > 0 && (args.consumers > 0 || args.confirms.is_some());
+    if args.is_open_loop() && !is_measurable {
+        return Err("--latency --rate needs producers, and consumers or --confirms".into());
+    }
+    let has_window = args.confirms.is_some_and(|window| window > 1);
+    if args.latency && !args.is_open_loop() && has_window {
+        let text = "--latency without --rate has one message in flight: it takes --confirms 1";
+        return Err(text.into());
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! `leveret perf` as its users run it.
+//!
+//! Owns the proof that each scenario of the program runs against a broker from beginning to end
+//! and reports what it is for. Figures are checked for being there and for agreeing with each
+//! other, never for speed. With `AMQP_URI` set, all of it runs against that broker.
+
+mod support;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{Broker, unique};
+
+/// What a run of the program left behind.
+struct Run {
+    code: Option<i32>,
+    report: Value,
+    stderr: String,
+}
+
+fn uri(broker: &Broker) -> String {
+    let Broker { user, password, address, vhost, .. } = broker;
+    format!("amqp://{user}:{password}@{address}/{}", vhost.replace('/', "%2F"))
+}
+
+/// Runs `leveret perf` with these options, blanks between them.
+fn perf(uri: &str, options: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_leveret"));
+    command.args(["perf", "--json", "--uri", uri]).args(options.split_whitespace());
+    let output = command.output().expect("the program runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let report = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
+    Run { code: output.status.code(), report, stderr }
+}
+
+impl Run {
+    /// The report of a run that succeeded.
+    #[track_caller]
+    fn whole(self) -> Value {
+        assert_eq!(self.code, Some(0), "{}\n{}", self.report, self.stderr);
+        self.report
+    }
+}
+
+#[track_caller]
+fn number(report: &Value, key: &str) -> f64 {
+    report[key].as_f64().unwrap_or_else(|| panic!("no number {key} in {report}"))
+}
+
+/// Asserts that the percentiles are there and in order; returns the largest.
+#[track_caller]
+fn check_percentiles(report: &Value, prefix: &str) -> f64 {
+    let mut last = 0.0;
+    for name in ["p50", "p75", "p90", "p95", "p99", "p999", "p9999", "max"] {
+        let us = number(report, &format!("{prefix}{name}_us"));
+        assert!(us >= last, "{prefix}{name}_us is below the percentile before: {report}");
+        last = us;
+    }
+    assert!(last > 0.0, "{report}");
+    last
+}
+
+/// Relays connections to the broker; once a client has sent `stall_after` bytes on one, nothing of
+/// that comes through for `stall`. Returns the URI of the relay.
+fn stalling_relay(broker: &Broker, stall_after: usize, stall: Duration) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let target = broker.address.clone();
+    thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let server = TcpStream::connect(&target).expect("the broker listens");
+            let to = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            thread::spawn(move || relay(to.0, to.1, stall_after, stall));
+            thread::spawn(move || relay(server, client, usize::MAX, stall));
+        }
+    });
+    uri(broker).replace(&broker.address, &address.to_string())
+}
+
+fn relay(mut from: TcpStream, mut to: TcpStream, stall_after: usize, stall: Duration) {
+    let (mut buffer, mut passed, mut has_stalled) = ([0; 4096], 0, false);
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        passed += count;
+        if passed > stall_after && !has_stalled {
+            has_stalled = true;
+            thread::sleep(stall);
+        }
+        if to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn one_message_in_flight_is_timed() {
+    let broker = Broker::start();
+    let prefix = unique("perf");
+    let options = format!("--latency --count 50 --warmup 0 --queue-prefix {prefix}");
+    let report = perf(&uri(&broker), &options).whole();
+    assert_eq!(report["round_trips"], 50);
+    check_percentiles(&report, "");
+    let report = perf(&uri(&broker), &format!("{options} --confirms 1 --persistent")).whole();
+    assert_eq!(report["round_trips"], 50);
+    check_percentiles(&report, "");
+}
+
+#[test]
+fn an_open_loop_reports_deliveries_and_confirms() {
+    let broker = Broker::start();
+    let prefix = unique("perf");
+    let options = format!(
+        "--latency --rate 300 --producers 2 --consumers 2 --queues 2 --warmup 0.2 --duration 1 \
+         --ack-every 10 --confirms 100 --verify --queue-prefix {prefix}"
+    );
+    let report = perf(&uri(&broker), &options).whole();
+    for prefix in ["", "confirm_", "sent_late_"] {
+        check_percentiles(&report, prefix);
+    }
+    let published = number(&report, "published_per_s");
+    assert!((400.0..800.0).contains(&published), "the rate is 600/s: {report}");
+    assert_eq!(number(&report, "lost"), 0.0);
+    let options = format!(
+        "--latency --rate 100 --consumers 0 --confirms 10 --count 30 --queue-prefix {prefix}"
+    );
+    let report = perf(&uri(&broker), &options).whole();
+    check_percentiles(&report, "confirm_");
+    assert_eq!(report["p50_us"], Value::Null, "{report}");
+}
+
+/// Half the messages of the run are due while nothing comes through. Timed from when they were
+/// due, the middle one of those is late by half the stall. With confirms one by one, all but the
+/// first of them are not even written before the stall is over, and still they are late.
+#[test]
+fn a_stall_counts_for_every_message_that_was_due_meanwhile() {
+    let broker = Broker::start();
+    for confirms in ["", "--confirms 1"] {
+        let relayed = stalling_relay(&broker, 6000, Duration::from_millis(500));
+        let prefix = unique("perf");
+        let options =
+            format!("--latency --rate 200 --count 200 {confirms} --queue-prefix {prefix}");
+        let report = perf(&relayed, &options).whole();
+        let max = check_percentiles(&report, "");
+        assert!(max > 400_000.0, "{report}");
+        assert!(number(&report, "p90_us") > 150_000.0, "{report}");
+        assert!(number(&report, "p75_us") > 50_000.0, "{report}");
+        if !confirms.is_empty() {
+            assert!(number(&report, "sent_late_p75_us") > 50_000.0, "{report}");
+        }
+    }
+}
+
+#[test]
+fn what_never_comes_is_an_error_and_not_left_out() {
+    let broker = Broker::start();
+    let options = format!(
+        "--latency --rate 100 --count 50 --queue-argument x-max-length=0 --deadline 1 \
+         --consume-rate 5 --ack-every 1 --prefetch 1 --queue-prefix {}",
+        unique("perf")
+    );
+    let run = perf(&uri(&broker), &options);
+    assert_eq!(run.code, Some(1), "{}\n{}", run.report, run.stderr);
+    assert!(number(&run.report, "undelivered") > 0.0, "{}", run.report);
+    assert!(run.stderr.contains("--deadline"), "{}", run.stderr);
+}
