@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
-use support::{Broker, unique};
+use support::{Broker, Client, unique};
 
 /// What a run of the program left behind.
 struct Run {
@@ -166,4 +166,95 @@ fn what_never_comes_is_an_error_and_not_left_out() {
     assert_eq!(run.code, Some(1), "{}\n{}", run.report, run.stderr);
     assert!(number(&run.report, "undelivered") > 0.0, "{}", run.report);
     assert!(run.stderr.contains("--deadline"), "{}", run.stderr);
+}
+
+/// Whether this queue or exchange is there: `queue.declare queue=q`.
+fn exists(client: &mut Client, declare: &str) -> bool {
+    client.send(1, &format!("{declare} passive"));
+    if client.next_method(1).name == "channel.close" {
+        client.send(1, "channel.close-ok");
+        client.call(1, "channel.open");
+        return false;
+    }
+    true
+}
+
+#[test]
+fn every_churn_does_its_count_and_leaves_nothing_behind() {
+    let broker = Broker::start();
+    let mut client = Client::open(&broker);
+    for churn in [
+        "connections",
+        "session",
+        "session --persistent --size 100000",
+        "channels",
+        "channels --pipeline 5",
+        "queues",
+        "queues --pipeline 5 --persistent",
+        "declare",
+        "declare --pipeline 5 --exchange topic",
+        "bind --exchange fanout",
+        "bind --pipeline 5 --persistent --exchange headers",
+    ] {
+        let prefix = unique("perf");
+        let options = format!("--churn {churn} --count 22 --producers 2 --queue-prefix {prefix}");
+        let report = perf(&uri(&broker), &options).whole();
+        assert_eq!((&report["operations"], &report["errors"]), (&22.into(), &0.into()), "{report}");
+        check_percentiles(&report, "");
+        for (class, name) in [("queue", "0"), ("queue", "1-000000000010"), ("exchange", "exchange")]
+        {
+            let declare = format!("{class}.declare {class}={prefix}-{name}");
+            assert!(!exists(&mut client, &declare), "{churn} left {declare} behind");
+        }
+    }
+}
+
+#[test]
+fn churn_by_time_measures_its_time() {
+    let broker = Broker::start();
+    let options = format!(
+        "--churn queues --pipeline 10 --warmup 0.1 --duration 0.5 --queue-prefix {}",
+        unique("perf")
+    );
+    let report = perf(&uri(&broker), &options).whole();
+    assert!(number(&report, "seconds") >= 0.5, "{report}");
+    let per_second = number(&report, "operations") / number(&report, "seconds");
+    let share = number(&report, "operations_per_s") / per_second;
+    assert!((0.99..1.01).contains(&share), "{report}");
+    check_percentiles(&report, "");
+}
+
+#[test]
+fn declared_queues_stay_bound_when_they_are_kept() {
+    let broker = Broker::start();
+    let prefix = unique("perf");
+    let options =
+        format!("--churn declare --count 3 --pipeline 2 --keep-queues --queue-prefix {prefix}");
+    perf(&uri(&broker), &options).whole();
+    let mut client = Client::open(&broker);
+    for number in 0..3 {
+        let fields = format!("exchange={prefix}-exchange routing_key=0-00000000000{number}");
+        client.publish(1, &fields, "", b"x");
+        let queue = format!("{prefix}-0-00000000000{number}");
+        assert!(client.get(1, &format!("queue={queue} no_ack")).is_some(), "{queue} is not bound");
+        client.call(1, &format!("queue.delete queue={queue}"));
+    }
+    client.call(1, &format!("exchange.delete exchange={prefix}-exchange"));
+}
+
+#[test]
+fn operations_that_fail_are_counted_and_the_run_fails() {
+    let broker = Broker::start();
+    for churn in ["queues", "session"] {
+        let options = format!(
+            "--churn {churn} --duration 0.2 --warmup 0 --queue-argument x-queue-type=none \
+             --queue-prefix {}",
+            unique("perf")
+        );
+        let run = perf(&uri(&broker), &options);
+        assert_eq!(run.code, Some(1), "{}\n{}", run.report, run.stderr);
+        assert_eq!(run.report["operations"], 0);
+        assert!(number(&run.report, "errors") > 1.0, "{}", run.report);
+        assert!(run.stderr.contains("operations failed"), "{}", run.stderr);
+    }
 }

@@ -2,6 +2,35 @@
 //!
 //! Owns names and words; what options mean together is the plan's.
 
+use clap::ValueEnum;
+
+/// What a churn run does again and again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Churn {
+    /// Open a connection with a channel, close it
+    Connections,
+    /// Open and close a channel
+    Channels,
+    /// Declare and delete a queue
+    Queues,
+    /// Declare a queue of a new name and bind it
+    Declare,
+    /// Bind one queue with a new key
+    Bind,
+    /// Connect, declare an exclusive queue, publish to it, get the message, close
+    Session,
+}
+
+/// A type of exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "AMQP's own words")]
+pub enum Kind {
+    Direct,
+    Fanout,
+    Topic,
+    Headers,
+}
+
 /// The options of `leveret perf`.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = NOTES)]
@@ -89,6 +118,19 @@ pub struct Args {
     /// whatever the broker does (see below)
     #[arg(long, conflicts_with = "fill")]
     pub latency: bool,
+    /// Instead of messages, do this on --producers connections for --duration, or --count times
+    #[arg(long, value_name = "WHAT", conflicts_with_all = [
+        "fill", "idle_connections", "latency", "verify", "rate", "consume_rate", "confirms",
+        "auto_ack", "ack_every", "dead_letter", "priorities", "expiration",
+    ])]
+    pub churn: Option<Churn>,
+    /// Requests of --churn that each connection writes at once before it waits for the answers
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "churn",
+        value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub pipeline: u64,
+    /// The type of the exchange that --churn declare and --churn bind bind to [default: direct]
+    #[arg(long, value_name = "TYPE", requires = "churn")]
+    pub exchange: Option<Kind>,
     /// The broker's process on this machine: adds its CPU time per message and its memory
     #[arg(long, value_name = "PID")]
     pub broker_pid: Option<u32>,
@@ -116,9 +158,12 @@ clock, and the time of a message counts from when it was due. So a stall of the 
 messages that it held up, also in those that could not even be written (no coordinated omission).
 With --confirms, the times from due to confirm are shown, too. The times \"sent late\" are how long
 after their time messages were written: what the generator or a blocked socket adds to the others.
+--churn reports operations per second and how long each took, from its first byte written to its
+last answer. --pipeline N does N operations of a connection at once, step by step: N requests are
+written, then all answers awaited. What was declared is deleted at the end, which is not measured.
 
-Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, missed the
-deadline or did not pass --verify; 2 for options that make no sense.
+Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, refused an
+operation, missed the deadline or did not pass --verify; 2 for options that make no sense.
 
 Examples:
   One producer, one queue, one consumer, automatic acknowledgement, for 10 seconds:
@@ -148,4 +193,8 @@ Examples:
   Latency at 20000 messages a second from two producers, as users would see it:
     leveret perf --latency --rate 10000 --producers 2 --duration 30
   How long a publisher waits for the confirm of a persistent message:
-    leveret perf --latency --confirms 1 --persistent";
+    leveret perf --latency --confirms 1 --persistent
+  Connections per second of clients that come and go, from four of them at once:
+    leveret perf --churn connections --producers 4 --broker-pid 4711
+  Durable queues declared per second, 100 requests at once:
+    leveret perf --churn declare --persistent --pipeline 100";

@@ -20,6 +20,10 @@ pub(crate) struct Tally {
     pub(crate) refused: AtomicU64,
     /// Messages received whole.
     pub(crate) delivered: AtomicU64,
+    /// Operations of a churn run that are complete.
+    pub(crate) operations: AtomicU64,
+    /// Operations that failed.
+    pub(crate) errors: AtomicU64,
 }
 
 /// Sums over all workers.
@@ -33,6 +37,10 @@ pub(crate) struct Totals {
     pub(crate) refused: u64,
     /// Messages received.
     pub(crate) delivered: u64,
+    /// Operations completed.
+    pub(crate) operations: u64,
+    /// Operations that failed.
+    pub(crate) errors: u64,
 }
 
 /// The shared state of one run.
@@ -74,6 +82,8 @@ impl Board {
             confirmed: sum(|tally| &tally.confirmed),
             refused: sum(|tally| &tally.refused),
             delivered: sum(|tally| &tally.delivered),
+            operations: sum(|tally| &tally.operations),
+            errors: sum(|tally| &tally.errors),
         }
     }
 

@@ -14,14 +14,11 @@ use super::consumer::{Consumer, Seen};
 use super::link::{Link, PerfError};
 use super::plan::Plan;
 use super::producer::Producer;
-use super::report::grouped;
+use super::progress::{LOOK, Progress};
 use super::schedule::{Pace, Sent};
 
 /// How long workers may take to stop by themselves, and again after their sockets are shut.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// How often the main thread looks at the counters.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// The workers of one run.
 pub(crate) struct Crew {
@@ -116,19 +113,8 @@ impl Crew {
 
     /// Waits, with a line of progress each second, until `is_done`, a failure or the timeout;
     /// returns whether it was done.
-    pub(crate) fn wait(&mut self, timeout: Duration, is_done: impl Fn(&Self) -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
-        while self.board.is_running() {
-            if is_done(self) {
-                return true;
-            }
-            if Instant::now() >= deadline {
-                return false;
-            }
-            self.progress.show(self.board.totals(), self.board.blocked());
-            thread::sleep(LOOK.min(deadline.saturating_duration_since(Instant::now())));
-        }
-        false
+    pub(crate) fn wait(&self, timeout: Duration, is_done: impl Fn(&Self) -> bool) -> bool {
+        self.progress.wait(&self.board, timeout, || is_done(self))
     }
 
     /// Ends everything; returns what the workers saw, or the failure that ended the run.
@@ -169,45 +155,4 @@ fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, io::Error> {
     thread::Builder::new().name(name).spawn(work)
-}
-
-/// The live line on standard error.
-struct Progress {
-    began: Instant,
-    shown: Instant,
-    last: Totals,
-}
-
-impl Progress {
-    fn new() -> Self {
-        let now = Instant::now();
-        Self { began: now, shown: now, last: Totals::default() }
-    }
-
-    fn show(&mut self, totals: Totals, blocked: u64) {
-        let elapsed = self.shown.elapsed().as_secs_f64();
-        if elapsed < 1.0 {
-            return;
-        }
-        let rate = |now: u64, before: u64| grouped(((now - before) as f64 / elapsed) as u64);
-        let mut line = format!(
-            "{:5.1} s  published {}/s  delivered {}/s",
-            self.began.elapsed().as_secs_f64(),
-            rate(totals.published, self.last.published),
-            rate(totals.delivered, self.last.delivered),
-        );
-        if totals.confirmed > 0 {
-            let confirmed = rate(totals.confirmed, self.last.confirmed);
-            line.push_str(&format!("  confirmed {confirmed}/s"));
-        }
-        if totals.refused > 0 {
-            line.push_str(&format!("  refused {}", grouped(totals.refused)));
-        }
-        if blocked > 0 {
-            line.push_str(&format!("  ({blocked} connections blocked by the broker)"));
-        }
-        eprintln!("{line}");
-        self.shown = Instant::now();
-        self.last = totals;
-    }
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use amq_protocol::uri::{AMQPScheme, AMQPUri};
 
+use super::methods::{self, Declare};
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::frame::{self, FrameKind};
 use crate::codec::method::{
-    self, AMQPClass, AMQPValue, FieldTable, ShortString, basic, channel, confirm, connection, queue,
+    self, AMQPClass, AMQPValue, FieldTable, basic, channel, connection, queue,
 };
 use crate::error::AmqpError;
 
@@ -20,7 +21,7 @@ use crate::error::AmqpError;
 pub(crate) const CHANNEL: u16 = 1;
 
 /// How long a broker may take to answer one request.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// How long a read or write blocks before its thread looks whether the run is over.
 pub(crate) const POLL: Duration = Duration::from_millis(100);
@@ -107,6 +108,7 @@ pub(crate) struct Link {
     stream: TcpStream,
     input: Vec<u8>,
     frame_max: u32,
+    channel_max: u16,
     server: String,
 }
 
@@ -116,18 +118,21 @@ impl Link {
         if uri.scheme == AMQPScheme::AMQPS {
             return Err(PerfError::Refused("amqps:// is not supported yet: use amqp://".into()));
         }
-        let mut link =
-            Self { stream: connect(uri)?, input: Vec::new(), frame_max: 0, server: String::new() };
+        let mut link = Self {
+            stream: connect(uri)?,
+            input: Vec::new(),
+            frame_max: 0,
+            channel_max: 0,
+            server: String::new(),
+        };
         link.stream.write_all(&PROTOCOL_HEADER)?;
         link.authenticate(uri)?;
-        let open = connection::Open { virtual_host: ShortString::from(uri.vhost.as_str()) };
-        link.send(0, AMQPClass::Connection(connection::AMQPMethod::Open(open)))?;
+        link.send(0, &methods::open(uri))?;
         match link.receive("open the virtual host")? {
             AMQPClass::Connection(connection::AMQPMethod::OpenOk(_)) => {}
             other => return Err(unexpected("connection.open-ok", &other)),
         }
-        let open = AMQPClass::Channel(channel::AMQPMethod::Open(channel::Open {}));
-        match link.call(open, "open a channel")? {
+        match link.call(&methods::open_channel(), "open a channel")? {
             AMQPClass::Channel(channel::AMQPMethod::OpenOk(_)) => Ok(link),
             other => Err(unexpected("channel.open-ok", &other)),
         }
@@ -139,14 +144,7 @@ impl Link {
             other => return Err(unexpected("connection.start", &other)),
         };
         self.server = server_name(&start.server_properties);
-        let user = &uri.authority.userinfo;
-        let start_ok = connection::StartOk {
-            client_properties: client_properties(),
-            mechanism: "PLAIN".into(),
-            response: format!("\0{}\0{}", user.username, user.password).into(),
-            locale: "en_US".into(),
-        };
-        self.send(0, AMQPClass::Connection(connection::AMQPMethod::StartOk(start_ok)))?;
+        self.send(0, &methods::start_ok(uri))?;
         let tune = match self.receive("authenticate") {
             Ok(AMQPClass::Connection(connection::AMQPMethod::Tune(tune))) => tune,
             Ok(other) => return Err(unexpected("connection.tune", &other)),
@@ -156,18 +154,18 @@ impl Link {
             Err(error) => return Err(error),
         };
         self.frame_max = if tune.frame_max == 0 { FRAME_MAX_DEFAULT } else { tune.frame_max };
-        // Heartbeats are switched off: a producer that the broker holds back cannot send them.
-        let tune_ok = connection::TuneOk {
-            channel_max: tune.channel_max,
-            frame_max: self.frame_max,
-            heartbeat: 0,
-        };
-        self.send(0, AMQPClass::Connection(connection::AMQPMethod::TuneOk(tune_ok)))
+        self.channel_max = tune.channel_max;
+        self.send(0, &methods::tune_ok(self.channel_max, self.frame_max))
     }
 
     /// The frame size that was agreed.
     pub(crate) fn frame_max(&self) -> u32 {
         self.frame_max
+    }
+
+    /// The number of channels that was agreed; 0 for no limit.
+    pub(crate) fn channel_max(&self) -> u16 {
+        self.channel_max
     }
 
     /// Product and version, as the broker calls itself.
@@ -177,17 +175,7 @@ impl Link {
 
     /// Declares a queue and returns how many messages it holds.
     pub(crate) fn declare(&mut self, name: &str, options: &Declare) -> Result<u32, PerfError> {
-        let declare = queue::Declare {
-            queue: name.into(),
-            passive: options.is_passive,
-            durable: options.is_durable,
-            exclusive: false,
-            auto_delete: false,
-            nowait: false,
-            arguments: options.arguments.clone(),
-        };
-        let declare = AMQPClass::Queue(queue::AMQPMethod::Declare(declare));
-        match self.call(declare, "declare a queue")? {
+        match self.call(&methods::declare(name, options), "declare a queue")? {
             AMQPClass::Queue(queue::AMQPMethod::DeclareOk(ok)) => Ok(ok.message_count),
             other => Err(unexpected("queue.declare-ok", &other)),
         }
@@ -195,16 +183,28 @@ impl Link {
 
     /// Deletes a queue with all that is in it.
     pub(crate) fn delete(&mut self, name: &str) -> Result<(), PerfError> {
-        let delete =
-            queue::Delete { queue: name.into(), if_unused: false, if_empty: false, nowait: false };
-        self.call(AMQPClass::Queue(queue::AMQPMethod::Delete(delete)), "delete a queue").map(drop)
+        self.call(&methods::delete(name), "delete a queue").map(drop)
+    }
+
+    /// Declares an exchange of the type `kind`.
+    pub(crate) fn declare_exchange(
+        &mut self,
+        name: &str,
+        kind: &str,
+        is_durable: bool,
+    ) -> Result<(), PerfError> {
+        let declare = methods::declare_exchange(name, kind, is_durable);
+        self.call(&declare, "declare an exchange").map(drop)
+    }
+
+    /// Deletes an exchange with its bindings.
+    pub(crate) fn delete_exchange(&mut self, name: &str) -> Result<(), PerfError> {
+        self.call(&methods::delete_exchange(name), "delete an exchange").map(drop)
     }
 
     /// Turns publisher confirms on.
     pub(crate) fn select_confirms(&mut self) -> Result<(), PerfError> {
-        let select = confirm::Select { nowait: false };
-        let select = AMQPClass::Confirm(confirm::AMQPMethod::Select(select));
-        self.call(select, "turn confirms on").map(drop)
+        self.call(&methods::select_confirms(), "turn confirms on").map(drop)
     }
 
     /// Limits unsettled deliveries and starts a consumer; deliveries may follow at once.
@@ -215,20 +215,9 @@ impl Link {
         is_auto_ack: bool,
     ) -> Result<(), PerfError> {
         if prefetch > 0 {
-            let qos = basic::Qos { prefetch_count: prefetch, global: false };
-            self.call(AMQPClass::Basic(basic::AMQPMethod::Qos(qos)), "set the prefetch")?;
+            self.call(&methods::qos(prefetch), "set the prefetch")?;
         }
-        let consume = basic::Consume {
-            queue: queue.into(),
-            consumer_tag: "c".into(),
-            no_local: false,
-            no_ack: is_auto_ack,
-            exclusive: false,
-            nowait: false,
-            arguments: FieldTable::default(),
-        };
-        let consume = AMQPClass::Basic(basic::AMQPMethod::Consume(consume));
-        self.call(consume, "start a consumer").map(drop)
+        self.call(&methods::consume(queue, is_auto_ack), "start a consumer").map(drop)
     }
 
     /// Closes the connection and waits for the answer.
@@ -245,15 +234,13 @@ impl Link {
         (self.stream, self.input)
     }
 
-    fn call(&mut self, class: AMQPClass, what: &'static str) -> Result<AMQPClass, PerfError> {
+    fn call(&mut self, class: &AMQPClass, what: &'static str) -> Result<AMQPClass, PerfError> {
         self.send(CHANNEL, class)?;
         self.receive(what)
     }
 
-    fn send(&mut self, channel: u16, class: AMQPClass) -> Result<(), PerfError> {
-        let mut out = Vec::with_capacity(256);
-        method::put_method(&mut out, channel, &class);
-        Ok(self.stream.write_all(&out)?)
+    fn send(&mut self, channel: u16, class: &AMQPClass) -> Result<(), PerfError> {
+        Ok(self.stream.write_all(&methods::frame(channel, class))?)
     }
 
     /// The next method, whichever channel it is for; notices of blocking are passed over.
@@ -290,17 +277,6 @@ impl Link {
     }
 }
 
-/// How to declare a queue.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Declare {
-    /// Only look whether it exists.
-    pub(crate) is_passive: bool,
-    /// Survives a restart.
-    pub(crate) is_durable: bool,
-    /// The optional arguments.
-    pub(crate) arguments: FieldTable,
-}
-
 /// Whether a blocking read or write only ran into its timeout (or a signal).
 pub(crate) fn is_timeout(error: &io::Error) -> bool {
     use io::ErrorKind::{Interrupted, TimedOut, WouldBlock};
@@ -309,14 +285,11 @@ pub(crate) fn is_timeout(error: &io::Error) -> bool {
 
 /// `connection.close`, ready to be written.
 pub(crate) fn closing_frame() -> Vec<u8> {
-    let close =
-        connection::Close { reply_code: 200, reply_text: "done".into(), class_id: 0, method_id: 0 };
-    let mut out = Vec::new();
-    method::put_method(&mut out, 0, &AMQPClass::Connection(connection::AMQPMethod::Close(close)));
-    out
+    methods::frame(0, &methods::close())
 }
 
-fn connect(uri: &AMQPUri) -> Result<TcpStream, PerfError> {
+/// Connects to the broker of a URI, without AMQP as yet.
+pub(crate) fn connect(uri: &AMQPUri) -> Result<TcpStream, PerfError> {
     let place = format!("{}:{}", uri.authority.host, uri.authority.port);
     let failed = |error| PerfError::Connect(place.clone(), error);
     let mut last = io::Error::from(io::ErrorKind::NotFound);
@@ -330,6 +303,10 @@ fn connect(uri: &AMQPUri) -> Result<TcpStream, PerfError> {
             }
             Err(error) => last = error,
         }
+    }
+    if last.kind() == io::ErrorKind::AddrNotAvailable {
+        let text = "no local port is free: connections that were closed keep theirs for a minute";
+        last = io::Error::new(last.kind(), text);
     }
     Err(failed(last))
 }
@@ -373,25 +350,6 @@ fn is_blocking(class: &AMQPClass) -> bool {
 
 fn unexpected(expected: &str, got: &AMQPClass) -> PerfError {
     PerfError::Protocol(format!("{got:?} instead of {expected}"))
-}
-
-fn client_properties() -> FieldTable {
-    let mut capabilities = FieldTable::default();
-    for name in [
-        "connection.blocked",
-        "consumer_cancel_notify",
-        "publisher_confirms",
-        "basic.nack",
-        "authentication_failure_close",
-    ] {
-        capabilities.insert(name.into(), AMQPValue::Boolean(true));
-    }
-    let mut properties = FieldTable::default();
-    properties.insert("product".into(), AMQPValue::LongString("leveret perf".into()));
-    let version = env!("CARGO_PKG_VERSION");
-    properties.insert("version".into(), AMQPValue::LongString(version.into()));
-    properties.insert("capabilities".into(), AMQPValue::FieldTable(capabilities));
-    properties
 }
 
 fn server_name(properties: &FieldTable) -> String {

@@ -51,6 +51,7 @@ impl Sample {
             confirmed: end.totals.confirmed - self.totals.confirmed,
             refused: end.totals.refused - self.totals.refused,
             delivered: end.totals.delivered - self.totals.delivered,
+            operations: end.totals.operations - self.totals.operations,
             broker_us: since(end.broker_us, self.broker_us),
             broker_written: since(end.broker_written, self.broker_written),
             own_us: since(end.own_us, self.own_us),
@@ -72,6 +73,8 @@ pub(crate) struct Figures {
     pub(crate) refused: u64,
     /// Messages received.
     pub(crate) delivered: u64,
+    /// Operations completed.
+    pub(crate) operations: u64,
     broker_us: Option<u64>,
     broker_written: Option<u64>,
     own_us: Option<u64>,

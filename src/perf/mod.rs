@@ -9,25 +9,31 @@
 mod args;
 mod block;
 mod board;
+mod churn;
 mod confirms;
 mod consumer;
 mod crew;
+mod dialogue;
 mod ears;
 mod inbox;
 mod latency;
 mod ledger;
 mod link;
 mod measure;
+mod methods;
 mod open_loop;
 mod plan;
 mod process;
 mod producer;
+mod progress;
 mod quiet;
 mod report;
+mod requests;
 mod rules;
 mod schedule;
 mod throughput;
 mod timetable;
+mod topology;
 mod walk;
 mod window;
 
@@ -47,7 +53,9 @@ pub fn run(args: Args) -> ExitCode {
         }
     };
     let mut report = Report::default();
-    let done = if let Some(connections) = args.idle_connections {
+    let done = if plan.churn.is_some() {
+        throughput::with_queues(&plan, &mut report, churn::churn)
+    } else if let Some(connections) = args.idle_connections {
         quiet::idle(&plan, connections, &mut report)
     } else if plan.is_open_loop {
         throughput::with_queues(&plan, &mut report, open_loop::latency)

@@ -5,15 +5,18 @@
 use std::time::Duration;
 
 use amq_protocol::uri::AMQPUri;
+use clap::ValueEnum;
 
-use super::Args;
+use super::args::{Args, Churn, Kind};
 use super::block::Shape;
 use super::consumer::Taking;
-use super::link::{CHANNEL, Declare};
+use super::link::CHANNEL;
+use super::methods::Declare;
 use super::process::Process;
 use super::rules;
 use super::schedule::Pace;
 use super::timetable::Timetable;
+use super::topology::Exchange;
 use crate::codec::method::{AMQPValue, FieldTable, ShortString};
 
 /// A checked run.
@@ -25,8 +28,16 @@ pub(crate) struct Plan {
     pub(crate) producers: usize,
     /// Consumers.
     pub(crate) consumers: usize,
+    /// What the names of everything declared begin with.
+    pub(crate) prefix: String,
     /// The queues' names.
     pub(crate) queues: Vec<String>,
+    /// The exchange to declare.
+    pub(crate) exchange: Option<Exchange>,
+    /// What to do instead of sending messages.
+    pub(crate) churn: Option<Churn>,
+    /// Operations of a churn run that a connection does at once.
+    pub(crate) pipeline: u64,
     /// Bytes of body.
     pub(crate) size: usize,
     /// Durable queues and messages of delivery mode 2.
@@ -79,6 +90,10 @@ impl Plan {
             producers: args.producers,
             consumers: args.consumers,
             queues: (0..args.queues).map(|number| format!("{prefix}-{number}")).collect(),
+            exchange: exchange(args, &prefix),
+            prefix,
+            churn: args.churn,
+            pipeline: args.pipeline,
             size: args.size,
             is_persistent: args.persistent,
             priorities: args.priorities,
@@ -151,16 +166,26 @@ impl Plan {
 
     /// All queues and how to declare them, those that take dead letters first.
     pub(crate) fn declarations(&self) -> Vec<(String, Declare)> {
-        let declare =
-            |arguments| Declare { is_durable: self.is_persistent, is_passive: false, arguments };
+        if self.churn.is_some_and(|churn| churn != Churn::Bind) {
+            return Vec::new();
+        }
+        let options = self.declare_options();
+        let consumed = self.queues.iter().map(|name| (name.clone(), options.clone()));
+        let sources = self.queues.iter().filter(|_| self.is_dead_lettered);
+        let sources = sources.map(|name| {
+            let options = Declare { arguments: source_arguments(name), ..options.clone() };
+            (source_of(name), options)
+        });
+        consumed.chain(sources).collect()
+    }
+
+    /// How to declare the queues that are consumed.
+    pub(crate) fn declare_options(&self) -> Declare {
         let mut arguments = self.queue_arguments.clone();
         if let Some(levels) = self.priorities {
             arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
         }
-        let consumed = self.queues.iter().map(|name| (name.clone(), declare(arguments.clone())));
-        let sources = self.queues.iter().filter(|_| self.is_dead_lettered);
-        let sources = sources.map(|name| (source_of(name), declare(source_arguments(name))));
-        consumed.chain(sources).collect()
+        Declare { is_durable: self.is_persistent, arguments, ..Declare::default() }
     }
 
     /// Whether the messages of a producer reach a consumer.
@@ -176,18 +201,33 @@ impl Plan {
 
     /// A pace for each producer, with the count shared out.
     pub(crate) fn paces(&self) -> Vec<Pace> {
-        let producers = self.producers as u64;
-        let share = |producer: u64| {
-            self.count.map(|count| count / producers + u64::from(producer < count % producers))
-        };
         let pace = |producer| Pace {
-            count: share(producer),
+            count: self.share_of(producer),
             timetable: self.timetable,
             is_timed: self.is_open_loop,
             window: self.window,
             is_stamped: self.is_verified || self.is_open_loop,
         };
-        (0..producers).map(pace).collect()
+        (0..self.producers).map(pace).collect()
+    }
+
+    /// A producer's share of the count.
+    pub(crate) fn share_of(&self, producer: usize) -> Option<u64> {
+        let (producer, producers) = (producer as u64, self.producers as u64);
+        self.count.map(|count| count / producers + u64::from(producer < count % producers))
+    }
+
+    /// A churn run in one line.
+    pub(crate) fn churn_summary(&self, churn: Churn) -> String {
+        let name = churn.to_possible_value().expect("no value is hidden");
+        let mut parts = vec![
+            format!("churn of {}", name.get_name()),
+            format!("{} at once on each of {} connections", self.pipeline, self.producers),
+        ];
+        parts.extend(self.exchange.as_ref().map(|exchange| exchange.kind.name().to_owned()));
+        parts.extend(self.is_persistent.then(|| String::from("durable")));
+        parts.extend(self.queue_arguments.inner().keys().map(ShortString::to_string));
+        parts.join(", ")
     }
 
     /// The run in one line.
@@ -220,6 +260,12 @@ impl Plan {
         }
         parts.join(", ")
     }
+}
+
+fn exchange(args: &Args, prefix: &str) -> Option<Exchange> {
+    let is_bound = matches!(args.churn, Some(Churn::Declare | Churn::Bind));
+    let kind = args.exchange.or(is_bound.then_some(Kind::Direct))?;
+    Some(Exchange { name: format!("{prefix}-exchange"), kind })
 }
 
 /// The queue whose messages become dead letters for `queue`.
@@ -352,6 +398,14 @@ mod tests {
             "--priorities 0",
             "--priorities 256",
             "--expiration -1",
+            "--churn connections --pipeline 2",
+            "--churn session --pipeline 2",
+            "--churn channels --exchange topic",
+            "--churn channels --producers 0",
+            "--churn channels --pipeline 0",
+            "--churn channels --verify",
+            "--churn nothing",
+            "--pipeline 2",
             "--queue-argument x-max-length",
             "--queue-argument =1",
             "--queue-argument a=1 --queue-argument a=2",

@@ -2,13 +2,14 @@
 //!
 //! Owns the refusals; each says what to change.
 
-use super::Args;
+use super::args::{Args, Churn};
 use super::block::STAMP_LEN;
 
 /// Refuses options that contradict each other.
 pub(crate) fn check(args: &Args) -> Result<(), String> {
     sizes(args)?;
-    latency(args)
+    latency(args)?;
+    churn(args)
 }
 
 fn sizes(args: &Args) -> Result<(), String> {
@@ -41,6 +42,20 @@ fn latency(args: &Args) -> Result<(), String> {
     if args.latency && !args.is_open_loop() && has_window {
         let text = "--latency without --rate has one message in flight: it takes --confirms 1";
         return Err(text.into());
+    }
+    Ok(())
+}
+
+fn churn(args: &Args) -> Result<(), String> {
+    let Some(churn) = args.churn else { return Ok(()) };
+    if args.producers == 0 {
+        return Err("--churn needs producers".into());
+    }
+    if args.pipeline > 1 && matches!(churn, Churn::Connections | Churn::Session) {
+        return Err("--churn connections and session take no --pipeline: use --producers".into());
+    }
+    if args.exchange.is_some() && !matches!(churn, Churn::Declare | Churn::Bind) {
+        return Err("--exchange is for --churn declare and --churn bind".into());
     }
     Ok(())
 }

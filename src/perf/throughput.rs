@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use super::crew::{Crew, Outcome};
 use super::ledger::{Ledger, Verdict};
-use super::link::{Declare, Link, PerfError};
+use super::link::{Link, PerfError};
 use super::measure::{Figures, Sample, report_memory};
+use super::methods::Declare;
 use super::plan::Plan;
 use super::process::Process;
 use super::report::Report;
+use super::topology::Exchange;
 
 /// How long a verified run by duration may take to deliver what is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -24,6 +26,9 @@ pub(crate) fn with_queues(
 ) -> Result<(), PerfError> {
     let mut control = Link::open(&plan.uri)?;
     report.text("server", control.server());
+    if let Some(Exchange { name, kind }) = &plan.exchange {
+        control.declare_exchange(name, kind.name(), plan.is_persistent)?;
+    }
     let declarations = plan.declarations();
     for (queue, options) in &declarations {
         let waiting = control.declare(queue, options)?;
@@ -39,6 +44,9 @@ pub(crate) fn with_queues(
     // The last first: a source goes before the queue that takes its dead letters.
     let mut leaving = declarations.iter().rev().filter(|_| !plan.are_queues_kept);
     let deleted = leaving.try_for_each(|(queue, _)| control.delete(queue));
+    if let Some(Exchange { name, .. }) = plan.exchange.as_ref().filter(|_| !plan.are_queues_kept) {
+        control.delete_exchange(name)?;
+    }
     done?;
     deleted?;
     control.close()
