@@ -258,3 +258,42 @@ fn operations_that_fail_are_counted_and_the_run_fails() {
         assert!(run.stderr.contains("operations failed"), "{}", run.stderr);
     }
 }
+
+#[test]
+fn every_type_of_exchange_brings_every_message() {
+    let broker = Broker::start();
+    let mut client = Client::open(&broker);
+    for exchange in [
+        "direct",
+        "direct --routing-keys 20 --bindings 100",
+        "fanout --bindings 10 --routing-keys 3",
+        "topic --bindings 300 --routing-keys 20 --priorities 3",
+        "headers --bindings 30 --persistent --confirms 100",
+    ] {
+        let prefix = unique("perf");
+        let options = format!(
+            "--exchange {exchange} --queues 2 --producers 3 --consumers 3 --count 3001 --verify \
+             --queue-prefix {prefix}"
+        );
+        let report = perf(&uri(&broker), &options).whole();
+        let copies = number(&report, "delivered_per_s") / number(&report, "published_per_s");
+        let expected = if exchange.starts_with("fanout") { 2.0 } else { 1.0 };
+        assert!((copies - expected).abs() < 0.01, "{exchange}: {report}");
+        for (class, name) in [("queue", "0"), ("queue", "1"), ("exchange", "exchange")] {
+            let declare = format!("{class}.declare {class}={prefix}-{name}");
+            assert!(!exists(&mut client, &declare), "{exchange} left {declare} behind");
+        }
+    }
+}
+
+#[test]
+fn a_fanned_out_backlog_is_drained_whole() {
+    let broker = Broker::start();
+    let options = format!(
+        "--exchange fanout --queues 3 --consumers 3 --fill 500 --verify --queue-prefix {}",
+        unique("perf")
+    );
+    let report = perf(&uri(&broker), &options).whole();
+    assert_eq!(report["waiting"], 1500, "{report}");
+    assert_eq!(report["lost"], 0, "{report}");
+}

@@ -85,6 +85,19 @@ pub struct Args {
     /// the default exchange, to those that are consumed
     #[arg(long, conflicts_with_all = ["fill", "idle_connections"])]
     pub dead_letter: bool,
+    /// Publish through an exchange of this type instead of the default one; a fanout exchange gives
+    /// each message to all queues, which counts as so many deliveries. --churn declare and --churn
+    /// bind bind to it [default there: direct]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["dead_letter", "idle_connections"])]
+    pub exchange: Option<Kind>,
+    /// Bindings of the exchange in all, of which one matches for each queue (in a direct exchange
+    /// for each queue and routing key, in a fanout exchange all do) [default: no others]
+    #[arg(long, value_name = "N", requires = "exchange", conflicts_with = "churn")]
+    pub bindings: Option<usize>,
+    /// Routing keys that each producer's messages have in turn; all of them match
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "exchange",
+        conflicts_with = "churn", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub routing_keys: u64,
     /// Publish with this expiration; what expires before it is delivered counts as lost
     #[arg(long, value_name = "MS")]
     pub expiration: Option<u32>,
@@ -128,9 +141,6 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1, requires = "churn",
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub pipeline: u64,
-    /// The type of the exchange that --churn declare and --churn bind bind to [default: direct]
-    #[arg(long, value_name = "TYPE", requires = "churn")]
-    pub exchange: Option<Kind>,
     /// The broker's process on this machine: adds its CPU time per message and its memory
     #[arg(long, value_name = "PID")]
     pub broker_pid: Option<u32>,
@@ -153,6 +163,9 @@ standard error each second, the summary to standard output. The queues are delet
 unless --keep-queues says otherwise.
 With --dead-letter, producers publish to NAME-0-source and so on. With --priorities, --verify checks
 the order among messages of one priority.
+With --exchange, each queue is bound to NAME-exchange. A producer's messages have routing keys such
+as perf.q0.k7.end; topic bindings are patterns such as *.q0.# for those that match and #.n5 for
+those that do not.
 --latency --rate R is an open loop: each of the producers publishes R messages a second, by the
 clock, and the time of a message counts from when it was due. So a stall of the broker shows in all
 messages that it held up, also in those that could not even be written (no coordinated omission).
@@ -194,6 +207,9 @@ Examples:
     leveret perf --latency --rate 10000 --producers 2 --duration 30
   How long a publisher waits for the confirm of a persistent message:
     leveret perf --latency --confirms 1 --persistent
+  Routing by patterns: 10000 bindings, 100 keys, and every message to three queues:
+    leveret perf --exchange topic --bindings 10000 --routing-keys 100
+    leveret perf --exchange fanout --queues 3 --consumers 3
   Connections per second of clients that come and go, from four of them at once:
     leveret perf --churn connections --producers 4 --broker-pid 4711
   Durable queues declared per second, 100 requests at once:

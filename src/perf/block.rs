@@ -7,7 +7,8 @@ use std::ops::Range;
 
 use crate::codec::encode;
 use crate::codec::frame::FRAME_OVERHEAD;
-use crate::codec::properties::{DELIVERY_MODE, EXPIRATION, PRIORITY};
+use crate::codec::hot::BASIC;
+use crate::codec::method::{self, AMQPProperties};
 
 /// The smallest body that holds a [`Stamp`].
 pub(crate) const STAMP_LEN: usize = 16;
@@ -20,18 +21,35 @@ const STAMP_MARK: u32 = 0x4C56_5254;
 pub(crate) struct Shape {
     /// The channel that the frames name.
     pub(crate) channel: u16,
-    /// The routing key; messages go to the default exchange.
-    pub(crate) key: String,
+    /// The exchange; empty for the default one.
+    pub(crate) exchange: String,
+    /// The routing keys, which go round: at least one, and all of one length.
+    pub(crate) keys: Vec<String>,
     /// Bytes of body.
     pub(crate) size: usize,
-    /// Whether messages carry delivery mode 2.
-    pub(crate) is_persistent: bool,
+    /// The messages' properties.
+    pub(crate) properties: AMQPProperties,
     /// The priorities 0, 1, ... below this go round; without it, messages carry none.
     pub(crate) priorities: Option<u8>,
-    /// The messages' expiration in milliseconds.
-    pub(crate) expiration_ms: Option<u32>,
     /// The frame size that was agreed with the broker.
     pub(crate) frame_max: u32,
+}
+
+impl Shape {
+    /// After so many messages, keys and priorities come round together.
+    pub(crate) fn period(&self) -> usize {
+        period(self.keys.len(), self.priorities)
+    }
+}
+
+/// The least common multiple of the numbers of keys and priorities.
+pub(crate) fn period(keys: usize, priorities: Option<u8>) -> usize {
+    let (keys, priorities) = (keys.max(1), usize::from(priorities.unwrap_or(1)));
+    let (mut a, mut b) = (keys, priorities);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    (keys / a).saturating_mul(priorities)
 }
 
 /// Who sent a message, and as which: the first bytes of a verified body.
@@ -63,7 +81,7 @@ impl Stamp {
     }
 }
 
-/// Messages that are equal but for their priorities, encoded once.
+/// Messages that are equal but for their keys and priorities, encoded once.
 pub(crate) struct Block {
     bytes: Vec<u8>,
     message_len: usize,
@@ -86,10 +104,9 @@ impl Block {
             (message_len - shape.size + FRAME_OVERHEAD - 1).saturating_sub(FRAME_OVERHEAD * frames);
         let messages = (bytes_max / message_len).clamp(1, messages_max.max(1));
         // A run may begin at any message of the first period.
-        let period = usize::from(shape.priorities.unwrap_or(1));
-        for priority in 1..period {
-            put_message(&mut bytes, shape, priority as u8);
-        }
+        let period = shape.period();
+        (1..period).for_each(|number| put_message(&mut bytes, shape, number));
+        debug_assert_eq!(bytes.len(), period * message_len, "all keys have one length");
         for number in period..messages + period - 1 {
             let like = (number % period) * message_len;
             bytes.extend_from_within(like..like + message_len);
@@ -122,23 +139,14 @@ impl Block {
     }
 }
 
-fn put_message(out: &mut Vec<u8>, shape: &Shape, priority: u8) {
-    encode::put_publish(out, shape.channel, b"", shape.key.as_bytes(), false);
-    // Content header: class 60, weight 0, body size, property flags, properties (section 4.2.6).
-    let mut header = vec![0, 60, 0, 0];
-    header.extend_from_slice(&(shape.size as u64).to_be_bytes());
-    let expiration = shape.expiration_ms.map(|ms| ms.to_string());
-    let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
-    let flags = flag(shape.is_persistent, DELIVERY_MODE)
-        | flag(shape.priorities.is_some(), PRIORITY)
-        | flag(expiration.is_some(), EXPIRATION);
-    header.extend_from_slice(&flags.to_be_bytes());
-    header.extend(shape.is_persistent.then_some(2));
-    header.extend(shape.priorities.map(|_| priority));
-    if let Some(expiration) = expiration {
-        header.push(expiration.len() as u8);
-        header.extend_from_slice(expiration.as_bytes());
+fn put_message(out: &mut Vec<u8>, shape: &Shape, number: usize) {
+    let key = shape.keys.get(number % shape.keys.len().max(1)).map_or("", String::as_str);
+    encode::put_publish(out, shape.channel, shape.exchange.as_bytes(), key.as_bytes(), false);
+    let mut properties = shape.properties.clone();
+    if let Some(levels) = shape.priorities {
+        properties = properties.with_priority((number % usize::from(levels)) as u8);
     }
+    let header = method::header_payload(BASIC, shape.size as u64, &properties);
     let body = vec![b'.'; shape.size];
     encode::put_content(out, shape.channel, shape.frame_max, &header, &body);
 }
@@ -151,11 +159,11 @@ mod tests {
     fn shape(size: usize) -> Shape {
         Shape {
             channel: 1,
-            key: "q".into(),
+            exchange: String::new(),
+            keys: vec!["q".into()],
             size,
-            is_persistent: false,
+            properties: AMQPProperties::default(),
             priorities: None,
-            expiration_ms: None,
             frame_max: 4096,
         }
     }
@@ -201,12 +209,9 @@ mod tests {
 
     #[test]
     fn priorities_go_round_from_wherever_a_run_begins() {
-        let shape = Shape {
-            is_persistent: true,
-            priorities: Some(3),
-            expiration_ms: Some(60_000),
-            ..shape(16)
-        };
+        let properties = AMQPProperties::default();
+        let properties = properties.with_delivery_mode(2).with_expiration("60000".into());
+        let shape = Shape { properties, priorities: Some(3), ..shape(16) };
         for messages in [1, 2, 7] {
             let mut block = Block::new(&shape, 64 << 10, messages);
             let length = block.run(0, 1).len();
@@ -223,6 +228,22 @@ mod tests {
                     assert_eq!(stamp, Some(Stamp { producer: 1, sequence: number }));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn keys_go_round_beside_priorities() {
+        let keys: Vec<String> = (0..4).map(|number| format!("key.{number}")).collect();
+        let shape = Shape { exchange: "x".into(), keys, priorities: Some(6), ..shape(16) };
+        assert_eq!(shape.period(), 12);
+        let block = Block::new(&shape, 64 << 10, 5);
+        let length = block.run(0, 1).len();
+        for (number, message) in block.run(7, 5).chunks_exact(length).enumerate() {
+            let key = format!("\u{1}x\u{5}key.{}", (7 + number) % 4);
+            let is_there = message.windows(key.len()).any(|part| part == key.as_bytes());
+            assert!(is_there, "{key} in message {number}");
+            let at = length - (16 + FRAME_OVERHEAD) - 2;
+            assert_eq!(message[at], ((7 + number) % 6) as u8);
         }
     }
 

@@ -41,8 +41,9 @@ pub(crate) struct Taking {
 }
 
 /// What a consumer saw.
-#[derive(Default)]
 pub(crate) struct Seen {
+    /// The consumer's number.
+    pub(crate) consumer: usize,
     /// Which messages, in a verified run.
     pub(crate) ledger: Option<Ledger>,
     /// How late they were, in a timed run.
@@ -53,6 +54,7 @@ pub(crate) struct Seen {
 pub(crate) struct Consumer {
     name: String,
     worker: usize,
+    number: usize,
     taking: Taking,
     stream: TcpStream,
     inbox: Inbox,
@@ -63,14 +65,14 @@ impl Consumer {
     pub(crate) fn new(
         mut link: Link,
         worker: usize,
-        number: u32,
+        number: usize,
         taking: Taking,
         queue: &str,
     ) -> Result<Self, PerfError> {
         link.consume(queue, taking.prefetch, taking.ack_every.is_none())?;
         let (stream, leftover) = link.into_parts();
         let inbox = Inbox::new(stream.try_clone()?, leftover, BUFFER_BYTES);
-        Ok(Self { name: format!("consumer-{number}"), worker, taking, stream, inbox })
+        Ok(Self { name: format!("consumer-{number}"), worker, number, taking, stream, inbox })
     }
 
     /// The thread's name.
@@ -85,18 +87,19 @@ impl Consumer {
 
     /// Consumes until the board says stop; returns what was seen.
     pub(crate) fn run(self, board: &Board) -> Seen {
-        let name = self.name.clone();
+        let (name, consumer) = (self.name.clone(), self.number);
         let ears = Ears::new(board, &name);
         let Taking { verified_producers, priorities, timetable, .. } = self.taking;
         let (seen, done) = if verified_producers.is_none() && timetable.is_none() {
-            (Seen::default(), self.take(board, &mut Counting(ears)))
+            let seen = Seen { consumer, ledger: None, latencies: None };
+            (seen, self.take(board, &mut Counting(ears)))
         } else {
             let ledger = verified_producers.map(|producers| Ledger::new(producers, priorities));
             let lateness = timetable.map(|timetable| Lateness::new(timetable, board.began()));
             let mut sink = Looking { ears, ledger, lateness, next_tag: 1, is_redelivered: false };
             let done = self.take(board, &mut sink);
             let latencies = sink.lateness.map(|lateness| lateness.latencies);
-            (Seen { ledger: sink.ledger, latencies }, done)
+            (Seen { consumer, ledger: sink.ledger, latencies }, done)
         };
         if let Err(error) = done {
             board.fail(&name, error);
@@ -105,7 +108,7 @@ impl Consumer {
     }
 
     fn take<S: Sink + Listening>(self, board: &Board, sink: &mut S) -> Result<(), PerfError> {
-        let Self { name: _, worker, taking, mut stream, mut inbox } = self;
+        let Self { worker, taking, mut stream, mut inbox, .. } = self;
         let mut acks = Acks::new(taking.ack_every);
         let began = Instant::now();
         while board.is_running() {

@@ -67,7 +67,7 @@ impl Crew {
         for number in 0..consumers {
             let (link, queue) = (Link::open(&plan.uri)?, plan.queue_of(number));
             let worker = workers + number;
-            let consumer = Consumer::new(link, worker, number as u32, plan.taking, queue)?;
+            let consumer = Consumer::new(link, worker, number, plan.taking, queue)?;
             crew.sockets.push(consumer.socket()?);
             crew.consumers.push(consumer);
         }

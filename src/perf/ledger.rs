@@ -43,6 +43,15 @@ pub(crate) struct Verdict {
 }
 
 impl Verdict {
+    /// Takes over the counts of another one.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.lost += other.lost;
+        self.duplicated += other.duplicated;
+        self.disordered += other.disordered;
+        self.foreign += other.foreign;
+        self.redelivered += other.redelivered;
+    }
+
     /// Whether nothing is wrong; redelivered messages are allowed.
     pub(crate) fn is_clean(&self) -> bool {
         self.lost + self.duplicated + self.disordered + self.foreign == 0
@@ -75,9 +84,9 @@ impl Ledger {
         }
     }
 
-    /// Compares all consumers' records with the number that each producer sent; a producer whose
-    /// queue has no consumer counts as having sent nothing.
-    pub(crate) fn judge(ledgers: &[Self], sent: &[u64]) -> Verdict {
+    /// Compares the records of all consumers of a queue with the number that each producer sent to
+    /// that queue.
+    pub(crate) fn judge(ledgers: &[&Self], sent: &[u64]) -> Verdict {
         let foreign = ledgers.iter().map(|ledger| ledger.foreign).sum();
         let mut verdict = Verdict { foreign, ..Verdict::default() };
         for (producer, &sent) in sent.iter().enumerate() {
@@ -136,10 +145,16 @@ mod tests {
         ledger
     }
 
+    fn judge(ledgers: &[Ledger], sent: &[u64]) -> Verdict {
+        let mut verdict = Verdict::default();
+        verdict.add(&Ledger::judge(&ledgers.iter().collect::<Vec<_>>(), sent));
+        verdict
+    }
+
     #[test]
     fn two_consumers_that_share_everything_in_order_are_clean() {
         let ledgers = [ledger(&[(0, false), (2, false)]), ledger(&[(1, false), (3, false)])];
-        let verdict = Ledger::judge(&ledgers, &[4]);
+        let verdict = judge(&ledgers, &[4]);
         assert_eq!(verdict, Verdict::default());
         assert!(verdict.is_clean());
     }
@@ -150,7 +165,7 @@ mod tests {
         first.note(None, false);
         first.note(Some(Stamp { producer: 9, sequence: 0 }), false);
         let ledgers = [first, ledger(&[(0, false), (1, true)])];
-        let verdict = Ledger::judge(&ledgers, &[6]);
+        let verdict = judge(&ledgers, &[6]);
         let expected =
             Verdict { lost: 2, duplicated: 1, disordered: 1, foreign: 2, redelivered: 1 };
         assert_eq!(verdict, expected);
@@ -162,12 +177,12 @@ mod tests {
         let mut ledger = noted(Ledger::new(1, 2), &[(3, false), (0, false), (5, false)]);
         assert_eq!(ledger.lanes[0].disordered, 0);
         ledger = noted(ledger, &[(1, false), (2, false), (4, false)]);
-        assert_eq!(Ledger::judge(&[ledger], &[6]), Verdict { disordered: 1, ..Verdict::default() });
+        assert_eq!(judge(&[ledger], &[6]), Verdict { disordered: 1, ..Verdict::default() });
     }
 
     #[test]
     fn a_duplicate_is_counted_across_consumers() {
         let ledgers = [ledger(&[(0, false), (1, false)]), ledger(&[(1, false)])];
-        assert_eq!(Ledger::judge(&ledgers, &[2]).duplicated, 1);
+        assert_eq!(judge(&ledgers, &[2]).duplicated, 1);
     }
 }

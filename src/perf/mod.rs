@@ -13,6 +13,7 @@ mod churn;
 mod confirms;
 mod consumer;
 mod crew;
+mod declarations;
 mod dialogue;
 mod ears;
 mod inbox;
@@ -54,17 +55,17 @@ pub fn run(args: Args) -> ExitCode {
     };
     let mut report = Report::default();
     let done = if plan.churn.is_some() {
-        throughput::with_queues(&plan, &mut report, churn::churn)
+        declarations::with_queues(&plan, &mut report, churn::churn)
     } else if let Some(connections) = args.idle_connections {
         quiet::idle(&plan, connections, &mut report)
     } else if plan.is_open_loop {
-        throughput::with_queues(&plan, &mut report, open_loop::latency)
+        declarations::with_queues(&plan, &mut report, open_loop::latency)
     } else if args.latency {
-        throughput::with_queues(&plan, &mut report, quiet::latency)
+        declarations::with_queues(&plan, &mut report, quiet::latency)
     } else if args.fill.is_some() {
-        throughput::with_queues(&plan, &mut report, throughput::backlog)
+        declarations::with_queues(&plan, &mut report, throughput::backlog)
     } else {
-        throughput::with_queues(&plan, &mut report, throughput::steady)
+        declarations::with_queues(&plan, &mut report, throughput::steady)
     };
     // A failed run shows what it had found until then; the exit code tells the two apart.
     if args.json {

@@ -17,7 +17,7 @@ use super::rules;
 use super::schedule::Pace;
 use super::timetable::Timetable;
 use super::topology::Exchange;
-use crate::codec::method::{AMQPValue, FieldTable, ShortString};
+use crate::codec::method::{AMQPProperties, AMQPValue, FieldTable, ShortString};
 
 /// A checked run.
 #[derive(Clone, Debug)]
@@ -152,14 +152,30 @@ impl Plan {
 
     /// What a producer's messages look like.
     pub(crate) fn shape_of(&self, producer: usize, frame_max: u32) -> Shape {
-        let queue = self.queue_of(producer);
+        let (number, queue) = (producer % self.queues.len(), self.queue_of(producer));
+        let exchange = self.exchange.as_ref();
+        let keys = match exchange {
+            Some(exchange) => exchange.keys_of(number),
+            None if self.is_dead_lettered => vec![source_of(queue)],
+            None => vec![queue.to_owned()],
+        };
+        let mut properties = AMQPProperties::default();
+        if self.is_persistent {
+            properties = properties.with_delivery_mode(2);
+        }
+        if let Some(ms) = self.expiration_ms {
+            properties = properties.with_expiration(ms.to_string().into());
+        }
+        if let Some(headers) = exchange.and_then(|exchange| exchange.headers_of(number)) {
+            properties = properties.with_headers(headers);
+        }
         Shape {
             channel: CHANNEL,
-            key: if self.is_dead_lettered { source_of(queue) } else { queue.to_owned() },
+            exchange: exchange.map_or_else(String::new, |exchange| exchange.name.clone()),
+            keys,
             size: self.size,
-            is_persistent: self.is_persistent,
+            properties,
             priorities: self.priorities,
-            expiration_ms: self.expiration_ms,
             frame_max,
         }
     }
@@ -188,15 +204,28 @@ impl Plan {
         Declare { is_durable: self.is_persistent, arguments, ..Declare::default() }
     }
 
-    /// Whether the messages of a producer reach a consumer.
-    pub(crate) fn is_consumed(&self, producer: usize) -> bool {
-        producer % self.queues.len() < self.consumers
+    /// Whether each message goes to all queues.
+    pub(crate) fn is_fanout(&self) -> bool {
+        self.exchange.as_ref().is_some_and(|exchange| exchange.kind == Kind::Fanout)
+    }
+
+    /// How many queues have consumers: those with the lowest numbers.
+    pub(crate) fn consumed_queues(&self) -> usize {
+        self.consumers.min(self.queues.len())
+    }
+
+    /// Whether the messages of a producer go to a queue.
+    pub(crate) fn reaches(&self, producer: usize, queue: usize) -> bool {
+        self.is_fanout() || producer % self.queues.len() == queue
     }
 
     /// How many deliveries come of what each producer published.
     pub(crate) fn deliveries_of(&self, published: &[u64]) -> u64 {
-        let consumed = published.iter().enumerate().filter(|(n, _)| self.is_consumed(*n));
-        consumed.map(|(_, count)| count).sum()
+        let consumed = |producer: usize| {
+            (0..self.consumed_queues()).filter(|&queue| self.reaches(producer, queue)).count()
+        };
+        let all = published.iter().enumerate();
+        all.map(|(producer, count)| count.saturating_mul(consumed(producer) as u64)).sum()
     }
 
     /// A pace for each producer, with the count shared out.
@@ -222,7 +251,11 @@ impl Plan {
         let name = churn.to_possible_value().expect("no value is hidden");
         let mut parts = vec![
             format!("churn of {}", name.get_name()),
-            format!("{} at once on each of {} connections", self.pipeline, self.producers),
+            format!(
+                "{} at once on each of {}",
+                self.pipeline,
+                several(self.producers, "connection")
+            ),
         ];
         parts.extend(self.exchange.as_ref().map(|exchange| exchange.kind.name().to_owned()));
         parts.extend(self.is_persistent.then(|| String::from("durable")));
@@ -232,10 +265,6 @@ impl Plan {
 
     /// The run in one line.
     pub(crate) fn summary(&self) -> String {
-        let several = |count: usize, noun: &str| match count {
-            1 => format!("1 {noun}"),
-            _ => format!("{count} {noun}s"),
-        };
         let mut parts = vec![
             several(self.producers, "producer"),
             several(self.queues.len(), "queue"),
@@ -243,6 +272,10 @@ impl Plan {
             format!("{} B", self.size),
             String::from(if self.is_persistent { "persistent" } else { "transient" }),
         ];
+        if let Some(Exchange { kind, keys, bindings, .. }) = &self.exchange {
+            parts.push(format!("{} exchange of {}", kind.name(), several(*bindings, "binding")));
+            parts.push(several(*keys, "routing key"));
+        }
         parts.extend(self.window.map(|window| format!("confirms {window}")));
         parts.extend(self.priorities.map(|levels| format!("{levels} priorities")));
         parts.extend(self.is_dead_lettered.then(|| String::from("dead-lettered")));
@@ -265,7 +298,13 @@ impl Plan {
 fn exchange(args: &Args, prefix: &str) -> Option<Exchange> {
     let is_bound = matches!(args.churn, Some(Churn::Declare | Churn::Bind));
     let kind = args.exchange.or(is_bound.then_some(Kind::Direct))?;
-    Some(Exchange { name: format!("{prefix}-exchange"), kind })
+    let keys = args.routing_keys as usize;
+    let bindings = args.bindings.unwrap_or(kind.bindings_min(args.queues, keys));
+    Some(Exchange { name: format!("{prefix}-exchange"), kind, keys, bindings })
+}
+
+fn several(count: usize, noun: &str) -> String {
+    if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 
 /// The queue whose messages become dead letters for `queue`.
@@ -349,7 +388,9 @@ mod tests {
     #[test]
     fn a_queue_without_consumer_is_known() {
         let plan = plan("--producers 2 --consumers 1 --queues 2").expect("a plan");
-        assert!(plan.is_consumed(0) && !plan.is_consumed(1));
+        assert_eq!(plan.deliveries_of(&[3, 5]), 3);
+        let plan = plan_of("--producers 2 --consumers 5 --queues 3 --exchange fanout");
+        assert_eq!(plan.deliveries_of(&[3, 5]), 24);
     }
 
     #[test]
@@ -368,7 +409,7 @@ mod tests {
         let target = AMQPValue::LongString("p-1".into());
         assert_eq!(argument(3, "x-dead-letter-routing-key"), Some(&target));
         assert_eq!(argument(3, "x-max-priority"), None);
-        assert_eq!(plan.shape_of(3, 4096).key, "p-1-source");
+        assert_eq!(plan.shape_of(3, 4096).keys, ["p-1-source"]);
     }
 
     #[test]
@@ -406,6 +447,16 @@ mod tests {
             "--churn channels --verify",
             "--churn nothing",
             "--pipeline 2",
+            "--bindings 2",
+            "--routing-keys 2",
+            "--exchange direct --queues 3 --bindings 2",
+            "--exchange direct --routing-keys 10 --bindings 9",
+            "--exchange topic --routing-keys 0",
+            "--exchange topic --routing-keys 2000000",
+            "--exchange topic --routing-keys 10000 --size 1000000",
+            "--exchange topic --dead-letter",
+            "--exchange topic --idle-connections 1",
+            "--exchange none",
             "--queue-argument x-max-length",
             "--queue-argument =1",
             "--queue-argument a=1 --queue-argument a=2",

@@ -84,7 +84,7 @@ impl Operation {
             Churn::Declare => vec![declare(false), (bind(plan, &queue, worker), QUEUE_BIND_OK)],
             Churn::Bind => vec![(bind(plan, plan.queue_of(0), worker), QUEUE_BIND_OK)],
             Churn::Session => {
-                let shape = Shape { key: queue.clone(), ..plan.shape_of(worker, frame_max) };
+                let shape = Shape { keys: vec![queue.clone()], ..plan.shape_of(worker, frame_max) };
                 let mut bytes = Block::new(&shape, 1, 1).run(0, 1).to_vec();
                 bytes.extend(methods::frame(CHANNEL, &methods::fetch(&queue)));
                 vec![declare(true), (Template::new(bytes), BASIC_GET_OK)]

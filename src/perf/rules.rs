@@ -3,12 +3,19 @@
 //! Owns the refusals; each says what to change.
 
 use super::args::{Args, Churn};
-use super::block::STAMP_LEN;
+use super::block::{self, STAMP_LEN};
+
+/// The most that a producer may encode beforehand: all its keys with all priorities.
+const BLOCK_BYTES_MAX: usize = 1 << 30;
+
+/// What a message takes besides its body, properties of usual length included.
+const MESSAGE_OVERHEAD: usize = 256;
 
 /// Refuses options that contradict each other.
 pub(crate) fn check(args: &Args) -> Result<(), String> {
     sizes(args)?;
     latency(args)?;
+    exchange(args)?;
     churn(args)
 }
 
@@ -42,6 +49,20 @@ fn latency(args: &Args) -> Result<(), String> {
     if args.latency && !args.is_open_loop() && has_window {
         let text = "--latency without --rate has one message in flight: it takes --confirms 1";
         return Err(text.into());
+    }
+    Ok(())
+}
+
+fn exchange(args: &Args) -> Result<(), String> {
+    let keys = args.routing_keys as usize;
+    let period = block::period(keys, args.priorities);
+    if period.saturating_mul(args.size.saturating_add(MESSAGE_OVERHEAD)) > BLOCK_BYTES_MAX {
+        return Err("so many --routing-keys of such messages take more than 1 GiB".into());
+    }
+    let Some(kind) = args.exchange else { return Ok(()) };
+    let min = kind.bindings_min(args.queues, keys);
+    if args.bindings.is_some_and(|bindings| bindings < min) {
+        return Err(format!("--bindings must be {min} or more, for all messages to come through"));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::consumer::Seen;
 use super::crew::{Crew, Outcome};
 use super::ledger::{Ledger, Verdict};
 use super::link::{Link, PerfError};
@@ -12,45 +13,9 @@ use super::methods::Declare;
 use super::plan::Plan;
 use super::process::Process;
 use super::report::Report;
-use super::topology::Exchange;
 
 /// How long a verified run by duration may take to deliver what is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Declares the plan's queues, runs `scenario` and deletes them again, also after a failure, unless
-/// they are to be kept.
-pub(crate) fn with_queues(
-    plan: &Plan,
-    report: &mut Report,
-    scenario: fn(&Plan, &mut Link, &mut Report) -> Result<(), PerfError>,
-) -> Result<(), PerfError> {
-    let mut control = Link::open(&plan.uri)?;
-    report.text("server", control.server());
-    if let Some(Exchange { name, kind }) = &plan.exchange {
-        control.declare_exchange(name, kind.name(), plan.is_persistent)?;
-    }
-    let declarations = plan.declarations();
-    for (queue, options) in &declarations {
-        let waiting = control.declare(queue, options)?;
-        if waiting > 0 && !plan.are_queues_kept {
-            return Err(PerfError::Refused(format!(
-                "queue {queue} holds {waiting} messages: delete it or choose another \
-                 --queue-prefix"
-            )));
-        }
-    }
-    plan.broker.iter().for_each(|broker| broker.reset_peak());
-    let done = scenario(plan, &mut control, report);
-    // The last first: a source goes before the queue that takes its dead letters.
-    let mut leaving = declarations.iter().rev().filter(|_| !plan.are_queues_kept);
-    let deleted = leaving.try_for_each(|(queue, _)| control.delete(queue));
-    if let Some(Exchange { name, .. }) = plan.exchange.as_ref().filter(|_| !plan.are_queues_kept) {
-        control.delete_exchange(name)?;
-    }
-    done?;
-    deleted?;
-    control.close()
-}
 
 /// Producers and consumers at once, by duration or count.
 pub(crate) fn steady(
@@ -140,17 +105,21 @@ pub(crate) fn undelivered(plan: &Plan, crew: &Crew) -> u64 {
 pub(crate) fn judge(
     plan: &Plan,
     outcome: Outcome,
-    mut sent: Vec<u64>,
+    published: Vec<u64>,
     refused: u64,
     report: &mut Report,
 ) -> Result<(), PerfError> {
-    for (producer, sent) in sent.iter_mut().enumerate() {
-        if !plan.is_consumed(producer) {
-            *sent = 0;
-        }
+    let mut verdict = Verdict::default();
+    for queue in 0..plan.consumed_queues() {
+        let is_its = |seen: &&Seen| seen.consumer % plan.queues.len() == queue;
+        let seen = outcome.seen.iter().filter(is_its);
+        let ledgers: Vec<_> = seen.filter_map(|seen| seen.ledger.as_ref()).collect();
+        let sent = published.iter().enumerate();
+        let sent: Vec<u64> = sent
+            .map(|(producer, sent)| if plan.reaches(producer, queue) { *sent } else { 0 })
+            .collect();
+        verdict.add(&Ledger::judge(&ledgers, &sent));
     }
-    let ledgers: Vec<_> = outcome.seen.into_iter().filter_map(|seen| seen.ledger).collect();
-    let mut verdict: Verdict = Ledger::judge(&ledgers, &sent);
     verdict.lost = verdict.lost.saturating_sub(refused);
     report.count("lost", verdict.lost);
     report.count("duplicated", verdict.duplicated);
