@@ -65,7 +65,7 @@ enum Command {
     /// Verify what a stopped broker has stored
     Store(store_command::Args),
     /// Measure a broker's speed
-    Perf(perf::Args),
+    Perf(Box<perf::Args>),
 }
 
 #[derive(clap::Args, Clone, Debug, Default, PartialEq)]
@@ -96,7 +96,7 @@ fn main() -> ExitCode {
         Some(Command::Serve(serve)) => serve,
         Some(Command::Definitions(args)) => return definitions_command::run(args),
         Some(Command::Store(args)) => return store_command::run(args),
-        Some(Command::Perf(args)) => return perf::run(args),
+        Some(Command::Perf(args)) => return perf::run(&args),
     };
     match serve(serve_arguments) {
         Ok(()) => ExitCode::SUCCESS,

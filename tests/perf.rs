@@ -297,3 +297,59 @@ fn a_fanned_out_backlog_is_drained_whole() {
     assert_eq!(report["waiting"], 1500, "{report}");
     assert_eq!(report["lost"], 0, "{report}");
 }
+
+#[test]
+fn messages_carry_the_properties_that_were_asked_for() {
+    let broker = Broker::start();
+    let prefix = unique("perf");
+    let options = format!(
+        "--consumers 0 --count 10 --keep-queues --persistent --priorities 2 --expiration 60000 \
+         --property content-type=text/plain --property content-encoding=utf-8 \
+         --property correlation-id=c --property reply-to=r --property message-id=m \
+         --property type=t --property app-id=a --property timestamp=1700000000 \
+         --property header.tenant=blue --property header.weight=7 --property header.last=true \
+         --queue-prefix {prefix}"
+    );
+    perf(&uri(&broker), &options).whole();
+    let mut client = Client::open(&broker);
+    let delivery = client.get(1, &format!("queue={prefix}-0 no_ack")).expect("10 were published");
+    let text = |name: &str| delivery.properties[name].text();
+    for (name, value) in [
+        ("content_type", "text/plain"),
+        ("content_encoding", "utf-8"),
+        ("correlation_id", "c"),
+        ("reply_to", "r"),
+        ("message_id", "m"),
+        ("type", "t"),
+        ("app_id", "a"),
+        ("timestamp", "1700000000"),
+        ("delivery_mode", "2"),
+        ("priority", "1"),
+        ("expiration", "60000"),
+    ] {
+        assert_eq!(text(name), value, "{name}");
+    }
+    for (name, value) in [("tenant", "blue"), ("weight", "7"), ("last", "true")] {
+        assert_eq!(delivery.header(name).map(|value| value.text()), Some(value.into()), "{name}");
+    }
+    client.call(1, &format!("queue.delete queue={prefix}-0"));
+}
+
+#[test]
+fn what_an_operator_has_declared_is_used_and_left_alone() {
+    let broker = Broker::start();
+    let (mut client, queue) = (Client::open(&broker), unique("perf-own"));
+    let options = format!("--predeclared --queue {queue} --count 100");
+    let run = perf(&uri(&broker), &options);
+    assert_eq!(run.code, Some(1), "the queue does not exist: {}", run.report);
+    assert!(run.stderr.contains("404"), "{}", run.stderr);
+    client.declare(1, &format!("queue={queue} arguments={{x-max-length=5000}}"));
+    perf(&uri(&broker), &format!("{options} --verify")).whole();
+    perf(&uri(&broker), &format!("{options} --consumers 0")).whole();
+    assert_eq!(client.counts(1, &queue).0, 100);
+    let run = perf(&uri(&broker), &format!("{options} --verify"));
+    assert!(run.stderr.contains("holds 100 messages"), "{}", run.stderr);
+    perf(&uri(&broker), &format!("{options} --producers 0")).whole();
+    assert_eq!(client.counts(1, &queue).0, 0);
+    client.call(1, &format!("queue.delete queue={queue}"));
+}

@@ -85,6 +85,11 @@ pub struct Args {
     /// the default exchange, to those that are consumed
     #[arg(long, conflicts_with_all = ["fill", "idle_connections"])]
     pub dead_letter: bool,
+    /// A property of the messages: content-type, content-encoding, correlation-id, reply-to,
+    /// message-id, type, app-id, timestamp, or header.NAME with a number, true, false, or text; may
+    /// be repeated
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "idle_connections")]
+    pub property: Vec<String>,
     /// Publish through an exchange of this type instead of the default one; a fanout exchange gives
     /// each message to all queues, which counts as so many deliveries. --churn declare and --churn
     /// bind bind to it [default there: direct]
@@ -114,6 +119,14 @@ pub struct Args {
     /// The queues are named NAME-0, NAME-1, ... [default: leveret-perf-<pid>]
     #[arg(long, value_name = "NAME")]
     pub queue_prefix: Option<String>,
+    /// Use queues that exist, take what waits in them as well, and declare and delete nothing
+    #[arg(long, conflicts_with_all =
+        ["exchange", "churn", "dead_letter", "queue_argument", "idle_connections"])]
+    pub predeclared: bool,
+    /// With --predeclared, the name of a queue; may be repeated
+    #[arg(long, value_name = "NAME", requires = "predeclared",
+        conflicts_with_all = ["queues", "queue_prefix"])]
+    pub queue: Vec<String>,
     /// Leave the queues and their messages behind, and take what already waits in them as well
     #[arg(long, requires = "queue_prefix", conflicts_with_all = ["verify", "latency"])]
     pub keep_queues: bool,
@@ -194,6 +207,9 @@ Examples:
         --count 1000000
     leveret perf --queue-prefix b --keep-queues --persistent --ack-every 100 --producers 0 \\
         --count 1000000
+  A queue that an operator has declared, with messages like those of an application:
+    leveret perf --predeclared --queue orders --size 2000 --property content-type=text/plain \\
+        --property header.tenant=blue
   Memory of 1000 idle connections, held for 5 seconds:
     leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
   A priority queue of ten levels, and a queue of dead letters, each message checked:

@@ -36,11 +36,9 @@ pub(crate) fn with_queues(
 fn declare(plan: &Plan, control: &mut Link) -> Result<(), PerfError> {
     for (queue, options) in &plan.declarations() {
         let waiting = control.declare(queue, options)?;
-        if waiting > 0 && !plan.are_queues_kept {
-            return Err(PerfError::Refused(format!(
-                "queue {queue} holds {waiting} messages: delete it or choose another \
-                 --queue-prefix"
-            )));
+        if waiting > 0 && plan.are_queues_empty {
+            let text = format!("queue {queue} holds {waiting} messages: empty it or use another");
+            return Err(PerfError::Refused(text));
         }
     }
     if let Some(exchange) = &plan.exchange {

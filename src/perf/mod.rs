@@ -22,6 +22,7 @@ mod ledger;
 mod link;
 mod measure;
 mod methods;
+mod name_value;
 mod open_loop;
 mod plan;
 mod process;
@@ -45,8 +46,8 @@ use self::plan::Plan;
 use self::report::Report;
 
 /// Runs the command.
-pub fn run(args: Args) -> ExitCode {
-    let plan = match Plan::checked(&args) {
+pub fn run(args: &Args) -> ExitCode {
+    let plan = match Plan::checked(args) {
         Ok(plan) => plan,
         Err(error) => {
             eprintln!("leveret perf: {error}");

@@ -12,6 +12,7 @@ use super::block::Shape;
 use super::consumer::Taking;
 use super::link::CHANNEL;
 use super::methods::Declare;
+use super::name_value::{message_properties, queue_arguments};
 use super::process::Process;
 use super::rules;
 use super::schedule::Pace;
@@ -48,6 +49,8 @@ pub(crate) struct Plan {
     pub(crate) is_dead_lettered: bool,
     /// The messages' expiration.
     pub(crate) expiration_ms: Option<u32>,
+    /// The messages' other properties.
+    pub(crate) properties: AMQPProperties,
     /// What the queues are declared with, besides what other options ask for.
     pub(crate) queue_arguments: FieldTable,
     /// Stamped bodies.
@@ -62,8 +65,12 @@ pub(crate) struct Plan {
     pub(crate) timetable: Option<Timetable>,
     /// The run is about how late messages come that are published by the clock.
     pub(crate) is_open_loop: bool,
-    /// Queues may hold messages at the beginning, and stay at the end.
+    /// The queues exist: nothing is declared or deleted.
+    pub(crate) is_predeclared: bool,
+    /// The queues stay at the end.
     pub(crate) are_queues_kept: bool,
+    /// The queues must not hold messages at the beginning.
+    pub(crate) are_queues_empty: bool,
     /// Measured time.
     pub(crate) duration: Duration,
     /// Time before the measurement.
@@ -89,7 +96,7 @@ impl Plan {
             uri,
             producers: args.producers,
             consumers: args.consumers,
-            queues: (0..args.queues).map(|number| format!("{prefix}-{number}")).collect(),
+            queues: queues(args, &prefix),
             exchange: exchange(args, &prefix),
             prefix,
             churn: args.churn,
@@ -99,6 +106,7 @@ impl Plan {
             priorities: args.priorities,
             is_dead_lettered: args.dead_letter,
             expiration_ms: args.expiration,
+            properties: message_properties(&args.property)?,
             queue_arguments: queue_arguments(&args.queue_argument)?,
             is_verified: args.verify,
             window: args.confirms,
@@ -113,7 +121,9 @@ impl Plan {
             count: args.count.or(args.fill),
             timetable: None,
             is_open_loop: args.is_open_loop(),
-            are_queues_kept: args.keep_queues,
+            is_predeclared: args.predeclared,
+            are_queues_kept: args.keep_queues || args.predeclared,
+            are_queues_empty: args.verify || args.latency || !args.keep_queues && !args.predeclared,
             duration: time("duration", args.duration)?,
             warmup: time("warmup", args.warmup)?,
             deadline: time("deadline", args.deadline)?,
@@ -159,14 +169,16 @@ impl Plan {
             None if self.is_dead_lettered => vec![source_of(queue)],
             None => vec![queue.to_owned()],
         };
-        let mut properties = AMQPProperties::default();
+        let mut properties = self.properties.clone();
         if self.is_persistent {
             properties = properties.with_delivery_mode(2);
         }
         if let Some(ms) = self.expiration_ms {
             properties = properties.with_expiration(ms.to_string().into());
         }
-        if let Some(headers) = exchange.and_then(|exchange| exchange.headers_of(number)) {
+        if let Some((name, value)) = exchange.and_then(|exchange| exchange.header_of(number)) {
+            let mut headers = properties.headers().clone().unwrap_or_default();
+            headers.insert(name, value);
             properties = properties.with_headers(headers);
         }
         Shape {
@@ -197,6 +209,9 @@ impl Plan {
 
     /// How to declare the queues that are consumed.
     pub(crate) fn declare_options(&self) -> Declare {
+        if self.is_predeclared {
+            return Declare { is_passive: true, ..Declare::default() };
+        }
         let mut arguments = self.queue_arguments.clone();
         if let Some(levels) = self.priorities {
             arguments.insert("x-max-priority".into(), AMQPValue::LongInt(levels.into()));
@@ -280,6 +295,8 @@ impl Plan {
         parts.extend(self.priorities.map(|levels| format!("{levels} priorities")));
         parts.extend(self.is_dead_lettered.then(|| String::from("dead-lettered")));
         parts.extend(self.expiration_ms.map(|ms| format!("expiration {ms} ms")));
+        let has_properties = self.properties != AMQPProperties::default();
+        parts.extend(has_properties.then(|| String::from("with properties")));
         let arguments = self.queue_arguments.inner().keys().map(ShortString::to_string);
         parts.extend(arguments);
         parts.extend(self.timetable.map(|table| format!("{} msgs/s per producer", table.rate)));
@@ -293,6 +310,13 @@ impl Plan {
         }
         parts.join(", ")
     }
+}
+
+fn queues(args: &Args, prefix: &str) -> Vec<String> {
+    if args.queue.is_empty() {
+        return (0..args.queues).map(|number| format!("{prefix}-{number}")).collect();
+    }
+    args.queue.clone()
 }
 
 fn exchange(args: &Args, prefix: &str) -> Option<Exchange> {
@@ -318,29 +342,6 @@ fn source_arguments(queue: &str) -> FieldTable {
     arguments.insert("x-dead-letter-exchange".into(), AMQPValue::LongString("".into()));
     arguments.insert("x-dead-letter-routing-key".into(), AMQPValue::LongString(queue.into()));
     arguments
-}
-
-fn queue_arguments(options: &[String]) -> Result<FieldTable, String> {
-    let mut arguments = FieldTable::default();
-    for option in options {
-        let (name, value) = match option.split_once('=') {
-            Some((name, value)) if (1..=255).contains(&name.len()) => (name, value),
-            _ => return Err("--queue-argument takes NAME=VALUE, of a name to 255 bytes".into()),
-        };
-        let value = match value {
-            "true" => AMQPValue::Boolean(true),
-            "false" => AMQPValue::Boolean(false),
-            text => match text.parse() {
-                Ok(number) => AMQPValue::LongLongInt(number),
-                Err(_) => AMQPValue::LongString(text.into()),
-            },
-        };
-        if arguments.contains_key(name) {
-            return Err(format!("--queue-argument {name} is given twice"));
-        }
-        arguments.insert(name.into(), value);
-    }
-    Ok(arguments)
 }
 
 #[cfg(test)]
@@ -413,6 +414,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_predeclared_is_looked_at_only() {
+        let plan = plan_of("--predeclared --queue a --queue b --persistent");
+        let declarations = plan.declarations();
+        assert_eq!(plan.queues, ["a", "b"]);
+        assert!(declarations.iter().all(|(_, declare)| declare.is_passive));
+        assert!(plan.are_queues_kept && !plan.are_queues_empty);
+        assert!(plan_of("--predeclared --queue-prefix p --verify").are_queues_empty);
+        assert!(plan_of("").are_queues_empty);
+    }
+
+    #[test]
+    fn headers_that_match_come_beside_others() {
+        let plan = plan_of("--exchange headers --property header.a=1 --property type=t");
+        let properties = plan.shape_of(0, 4096).properties;
+        assert_eq!(properties.headers().as_ref().map(|headers| headers.inner().len()), Some(2));
+        assert!(properties.kind().is_some());
+    }
+
+    #[test]
     fn options_that_cannot_work_together_are_refused() {
         for line in [
             "--verify --size 15",
@@ -448,6 +468,16 @@ mod tests {
             "--churn nothing",
             "--pipeline 2",
             "--bindings 2",
+            "--property priority=1",
+            "--predeclared",
+            "--queue q",
+            "--predeclared --queue q --queue-prefix p",
+            "--predeclared --queue q --queues 2",
+            "--predeclared --queue q --exchange topic",
+            "--predeclared --queue q --dead-letter",
+            "--predeclared --queue q --churn bind",
+            "--predeclared --queue q --queue-argument a=1",
+            "--predeclared --queue q --idle-connections 1",
             "--routing-keys 2",
             "--exchange direct --queues 3 --bindings 2",
             "--exchange direct --routing-keys 10 --bindings 9",

@@ -27,6 +27,12 @@ fn sizes(args: &Args) -> Result<(), String> {
     if !args.rate.is_none_or(is_rate) || !args.consume_rate.is_none_or(is_rate) {
         return Err("--rate and --consume-rate must be above 0".into());
     }
+    if args.predeclared && args.queue.is_empty() && args.queue_prefix.is_none() {
+        return Err("--predeclared needs the queues' names: --queue or --queue-prefix".into());
+    }
+    if args.queue.iter().any(|name| name.len() > 255) {
+        return Err("--queue: at most 255 bytes".into());
+    }
     if args.producers + args.consumers == 0 || args.queues == 0 {
         return Err("at least one producer or consumer and one queue are needed".into());
     }
