@@ -97,6 +97,50 @@ fn relay(mut from: TcpStream, mut to: TcpStream, stall_after: usize, stall: Dura
 }
 
 #[test]
+fn a_steady_run_reports_its_seconds() {
+    let broker = Broker::start();
+    let pid = broker.pid().map_or(String::new(), |pid| format!("--broker-pid {pid}"));
+    let options = format!(
+        "--confirms 100 --warmup 0.1 --duration 1.3 --queue-prefix {} {pid}",
+        unique("perf")
+    );
+    let report = perf(&uri(&broker), &options).whole();
+    assert!(report["generator_bound"].is_boolean(), "{report}");
+    let samples = report["samples"].as_array().expect("a list");
+    assert_eq!(samples.len(), 2, "a second and the rest: {report}");
+    for key in ["published", "delivered", "confirmed"] {
+        assert!(number(&samples[0], key) > 0.0, "{report}");
+    }
+    assert!(number(&samples[1], "at_s") >= 1.3, "{report}");
+    let of_process = ["broker_cpu_us_per_message", "broker_cores", "broker_resident_peak"];
+    for key in of_process.iter().filter(|_| !pid.is_empty()) {
+        assert!(number(&report, key) > 0.0, "{report}");
+    }
+    if !pid.is_empty() {
+        assert!(number(&samples[0], "broker_resident") > 0.0, "{report}");
+    }
+}
+
+#[test]
+fn the_phases_of_a_backlog_are_told_apart() {
+    let broker = Broker::start();
+    let options = format!("--fill 1000 --persistent --verify --queue-prefix {}", unique("perf"));
+    let report = perf(&uri(&broker), &options).whole();
+    let samples = report["samples"].as_array().expect("a list").iter();
+    let phases: Vec<&str> = samples.filter_map(|sample| sample["phase"].as_str()).collect();
+    assert_eq!(phases, ["fill", "drain"], "{report}");
+    assert_eq!(report["waiting"], 1000, "{report}");
+}
+
+#[test]
+fn idle_connections_are_opened_and_held() {
+    let broker = Broker::start();
+    let report = perf(&uri(&broker), "--idle-connections 20 --duration 0.1").whole();
+    assert_eq!(report["connections"], 20, "{report}");
+    assert!(number(&report["samples"][0], "connections") > 0.0, "{report}");
+}
+
+#[test]
 fn one_message_in_flight_is_timed() {
     let broker = Broker::start();
     let prefix = unique("perf");

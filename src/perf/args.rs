@@ -157,7 +157,7 @@ pub struct Args {
     /// The broker's process on this machine: adds its CPU time per message and its memory
     #[arg(long, value_name = "PID")]
     pub broker_pid: Option<u32>,
-    /// Print the summary as one JSON object
+    /// Print the summary as one JSON object, with the figures of each second ("samples")
     #[arg(long)]
     pub json: bool,
 }
@@ -169,11 +169,10 @@ impl Args {
     }
 }
 
-const NOTES: &str = "\
-Producers publish to queues through the default exchange, consumers take from them; producer and
-consumer number i use queue number i modulo the number of queues. A line of progress goes to
-standard error each second, the summary to standard output. The queues are deleted at the end,
-unless --keep-queues says otherwise.
+const NOTES: &str = r#"Producers publish to queues through the default exchange, consumers take from
+them; producer and consumer number i use queue number i modulo the number of queues. A line of
+progress goes to standard error each second, the summary to standard output. What was declared is
+deleted at the end, unless --keep-queues says otherwise.
 With --dead-letter, producers publish to NAME-0-source and so on. With --priorities, --verify checks
 the order among messages of one priority.
 With --exchange, each queue is bound to NAME-exchange. A producer's messages have routing keys such
@@ -182,11 +181,13 @@ those that do not.
 --latency --rate R is an open loop: each of the producers publishes R messages a second, by the
 clock, and the time of a message counts from when it was due. So a stall of the broker shows in all
 messages that it held up, also in those that could not even be written (no coordinated omission).
-With --confirms, the times from due to confirm are shown, too. The times \"sent late\" are how long
+With --confirms, the times from due to confirm are shown, too. The times "sent late" are how long
 after their time messages were written: what the generator or a blocked socket adds to the others.
 --churn reports operations per second and how long each took, from its first byte written to its
 last answer. --pipeline N does N operations of a connection at once, step by step: N requests are
-written, then all answers awaited. What was declared is deleted at the end, which is not measured.
+written, then all answers awaited. The deletion at the end is not measured.
+The summary says so ("generator_bound" with --json) when the generator and not the broker was the
+bottleneck; with --broker-pid it can tell the two apart better.
 
 Exit codes: 0 after a whole run; 1 when the broker failed, closed a connection, refused an
 operation, missed the deadline or did not pass --verify; 2 for options that make no sense.
@@ -203,12 +204,12 @@ Examples:
   A backlog of a million persistent messages, filled and drained:
     leveret perf --fill 1000000 --persistent --confirms 1000 --ack-every 100
   The same in two runs, with whatever is to happen in between:
-    leveret perf --queue-prefix b --keep-queues --persistent --confirms 1000 --consumers 0 \\
+    leveret perf --queue-prefix b --keep-queues --persistent --confirms 1000 --consumers 0 \
         --count 1000000
-    leveret perf --queue-prefix b --keep-queues --persistent --ack-every 100 --producers 0 \\
+    leveret perf --queue-prefix b --keep-queues --persistent --ack-every 100 --producers 0 \
         --count 1000000
   A queue that an operator has declared, with messages like those of an application:
-    leveret perf --predeclared --queue orders --size 2000 --property content-type=text/plain \\
+    leveret perf --predeclared --queue orders --size 2000 --property content-type=text/plain \
         --property header.tenant=blue
   Memory of 1000 idle connections, held for 5 seconds:
     leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
@@ -229,4 +230,4 @@ Examples:
   Connections per second of clients that come and go, from four of them at once:
     leveret perf --churn connections --producers 4 --broker-pid 4711
   Durable queues declared per second, 100 requests at once:
-    leveret perf --churn declare --persistent --pipeline 100";
+    leveret perf --churn declare --persistent --pipeline 100"#;

@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
 use super::link::{Notice, PerfError};
+use super::process::Thread;
 
 /// One worker's counters, alone on their cache lines.
 #[derive(Debug, Default)]
@@ -52,6 +53,7 @@ pub(crate) struct Board {
     is_running: AtomicBool,
     blocked: AtomicU64,
     failure: Mutex<Option<(String, PerfError)>>,
+    ended: Mutex<Vec<Thread>>,
 }
 
 impl Board {
@@ -64,6 +66,7 @@ impl Board {
             is_running: AtomicBool::new(true),
             blocked: AtomicU64::new(0),
             failure: Mutex::new(None),
+            ended: Mutex::new(Vec::new()),
         }
     }
 
@@ -111,6 +114,16 @@ impl Board {
     pub(crate) fn stop(&self) {
         self.stop_publishing();
         self.is_running.store(false, Relaxed);
+    }
+
+    /// Notes what the calling thread has used, which is about to end: afterwards nobody could tell.
+    pub(crate) fn note_end(&self) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).extend(Thread::own());
+    }
+
+    /// The threads that have ended.
+    pub(crate) fn ended(&self) -> Vec<Thread> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many connections the broker has blocked now.

@@ -11,7 +11,7 @@ use super::board::{Board, Totals};
 use super::dialogue::{Answers, Dialogue, Opening, QUEUE_DELETE_OK};
 use super::latency::Latencies;
 use super::link::{Link, PerfError};
-use super::measure::{Figures, Sample, report_memory};
+use super::measure::{Figures, report_memory};
 use super::plan::Plan;
 use super::process::Process;
 use super::progress::Progress;
@@ -37,7 +37,7 @@ pub(crate) fn churn(plan: &Plan, control: &mut Link, report: &mut Report) -> Res
     let resident = || plan.broker.and_then(Process::memory).map(|memory| memory.resident);
     let before = resident();
     let run = Run { plan, churn, opening: &opening, board: Board::new(plan.producers) };
-    let (done, figures) = run.go(control.frame_max())?;
+    let (done, figures) = run.go(control.frame_max(), report)?;
     let totals = run.board.totals();
     report.number("seconds", figures.seconds, "s");
     report.count("operations", figures.operations);
@@ -82,7 +82,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Runs all workers; returns what they did, and the figures of the measured time.
-    fn go(&self, frame_max: u32) -> Result<(Vec<Done>, Figures), PerfError> {
+    fn go(&self, frame_max: u32, report: &mut Report) -> Result<(Vec<Done>, Figures), PerfError> {
         let Self { plan, churn, opening, board } = self;
         let warmup = if plan.count.is_some() { Duration::ZERO } else { plan.warmup };
         let counts_from = board.began() + warmup;
@@ -97,7 +97,8 @@ impl Run<'_> {
             requests: Vec::new(),
             latencies: Latencies::new(),
         };
-        let mut begin = Sample::take(board.totals(), plan.broker);
+        let progress = Progress::new(plan.broker, Some("operations"));
+        let mut begin = progress.begin(board);
         thread::scope(|scope| {
             let spawn = |number| {
                 let (worker, name) = (worker(number), format!("churn-{number}"));
@@ -106,15 +107,14 @@ impl Run<'_> {
             let threads: Result<Vec<_>, _> = (0..plan.producers).map(spawn).collect();
             // Those that did start must end before the scope does.
             let threads = threads.inspect_err(|_| board.stop())?;
-            let progress = Progress::new();
             if !warmup.is_zero() {
                 progress.wait(board, warmup, || false);
-                begin = Sample::take(board.totals(), plan.broker);
+                begin = progress.begin(board);
             }
             let are_done = || threads.iter().all(ScopedJoinHandle::is_finished);
             let limit = if plan.count.is_some() { plan.deadline } else { plan.duration };
             progress.wait(board, limit, are_done);
-            let end = Sample::take(board.totals(), plan.broker);
+            let end = progress.end(board, "", report);
             board.stop();
             let crashed = |_| PerfError::Refused("a thread of the generator crashed".into());
             let joined = threads.into_iter().map(|thread| thread.join().map_err(crashed));
@@ -194,6 +194,7 @@ impl<'a> Worker<'a> {
         }
         // A courtesy: failures no longer count.
         let _ = dialogue.map(Dialogue::close);
+        board.note_end();
         Done { latencies: self.latencies, next: self.next, error }
     }
 

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use super::board::{Board, Totals};
 use super::consumer::{Consumer, Seen};
 use super::link::{Link, PerfError};
+use super::measure::Sample;
 use super::plan::Plan;
 use super::producer::Producer;
 use super::progress::{LOOK, Progress};
+use super::report::Report;
 use super::schedule::{Pace, Sent};
 
 /// How long workers may take to stop by themselves, and again after their sockets are shut.
@@ -54,7 +56,7 @@ impl Crew {
             sockets: Vec::new(),
             producing: Vec::new(),
             consuming: Vec::new(),
-            progress: Progress::new(),
+            progress: Progress::new(plan.broker, None),
         };
         let workers = paces.len();
         for (number, pace) in paces.into_iter().enumerate() {
@@ -80,12 +82,20 @@ impl Crew {
         for consumer in self.consumers.drain(..) {
             let board = Arc::clone(&self.board);
             let name = consumer.name().to_owned();
-            self.consuming.push(spawn(name, move || consumer.run(&board))?);
+            self.consuming.push(spawn(name, move || {
+                let seen = consumer.run(&board);
+                board.note_end();
+                seen
+            })?);
         }
         for producer in self.producers.drain(..) {
             let board = Arc::clone(&self.board);
             let name = producer.name().to_owned();
-            self.producing.push(spawn(name, move || producer.run(&board))?);
+            self.producing.push(spawn(name, move || {
+                let sent = producer.run(&board);
+                board.note_end();
+                sent
+            })?);
         }
         Ok(())
     }
@@ -109,6 +119,16 @@ impl Crew {
     /// Ends the producers; consumers go on.
     pub(crate) fn stop_publishing(&self) {
         self.board.stop_publishing();
+    }
+
+    /// Begins the measurement.
+    pub(crate) fn begin(&self) -> Sample {
+        self.progress.begin(&self.board)
+    }
+
+    /// Ends the measurement; `phase` tells the parts of one run apart and is empty otherwise.
+    pub(crate) fn end(&self, phase: &str, report: &mut Report) -> Sample {
+        self.progress.end(&self.board, phase, report)
     }
 
     /// Waits, with a line of progress each second, until `is_done`, a failure or the timeout;

@@ -4,8 +4,8 @@
 
 use std::time::Instant;
 
-use super::board::Totals;
-use super::process::Process;
+use super::board::{Board, Totals};
+use super::process::{Process, Thread};
 use super::report::Report;
 
 /// A thread this busy limits the run.
@@ -18,21 +18,25 @@ pub(crate) struct Sample {
     totals: Totals,
     broker_us: Option<u64>,
     broker_written: Option<u64>,
+    broker_threads: Vec<Thread>,
     own_us: Option<u64>,
-    threads: Vec<(String, u64)>,
+    own_threads: Vec<Thread>,
 }
 
 impl Sample {
     /// Takes a sample.
-    pub(crate) fn take(totals: Totals, broker: Option<Process>) -> Self {
+    pub(crate) fn take(board: &Board, broker: Option<Process>) -> Self {
         let own = Process::own();
+        let mut own_threads = own.threads();
+        own_threads.extend(board.ended());
         Self {
             at: Instant::now(),
-            totals,
+            totals: board.totals(),
             broker_us: broker.and_then(Process::cpu_us),
             broker_written: broker.and_then(Process::written),
+            broker_threads: broker.map_or_else(Vec::new, Process::threads),
             own_us: own.cpu_us(),
-            threads: own.threads(),
+            own_threads,
         }
     }
 
@@ -40,11 +44,6 @@ impl Sample {
     pub(crate) fn until(&self, end: &Self) -> Figures {
         let seconds = end.at.duration_since(self.at).as_secs_f64().max(1e-6);
         let since = |later: Option<u64>, earlier: Option<u64>| later?.checked_sub(earlier?);
-        let busiest = end.threads.iter().filter_map(|(name, us)| {
-            let before = self.threads.iter().find(|(earlier, _)| earlier == name);
-            let used = us.saturating_sub(before.map_or(0, |(_, us)| *us));
-            Some((name.clone(), used as f64 / 1e6 / seconds)).filter(|(_, share)| *share > 0.0)
-        });
         Figures {
             seconds,
             published: end.totals.published - self.totals.published,
@@ -54,10 +53,21 @@ impl Sample {
             operations: end.totals.operations - self.totals.operations,
             broker_us: since(end.broker_us, self.broker_us),
             broker_written: since(end.broker_written, self.broker_written),
+            broker_busiest: busiest(&self.broker_threads, &end.broker_threads, seconds),
             own_us: since(end.own_us, self.own_us),
-            busiest: busiest.max_by(|a, b| a.1.total_cmp(&b.1)),
+            own_busiest: busiest(&self.own_threads, &end.own_threads, seconds),
         }
     }
+}
+
+/// The thread that took the largest share of a core.
+fn busiest(before: &[Thread], after: &[Thread], seconds: f64) -> Option<(String, f64)> {
+    let shares = after.iter().map(|thread| {
+        let earlier = before.iter().find(|earlier| earlier.id == thread.id);
+        let used = thread.cpu_us.saturating_sub(earlier.map_or(0, |earlier| earlier.cpu_us));
+        (thread.name.clone(), used as f64 / 1e6 / seconds)
+    });
+    shares.max_by(|a, b| a.1.total_cmp(&b.1))
 }
 
 /// What happened between two samples.
@@ -77,8 +87,9 @@ pub(crate) struct Figures {
     pub(crate) operations: u64,
     broker_us: Option<u64>,
     broker_written: Option<u64>,
+    broker_busiest: Option<(String, f64)>,
     own_us: Option<u64>,
-    busiest: Option<(String, f64)>,
+    own_busiest: Option<(String, f64)>,
 }
 
 impl Figures {
@@ -93,7 +104,7 @@ impl Figures {
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         if let Some(note) = self.bottleneck(cores as f64) {
-            report.note(note);
+            report.generator_bound(note);
         }
     }
 
@@ -107,8 +118,10 @@ impl Figures {
 
     /// Why the generator and not the broker may have set the pace, if so.
     fn bottleneck(&self, cores: f64) -> Option<String> {
-        if let Some((name, share)) = self.busiest.as_ref().filter(|(_, share)| *share > BUSY_SHARE)
-        {
+        let is_busy = |(_, share): &&(String, f64)| *share > BUSY_SHARE;
+        let own = self.own_busiest.as_ref().filter(is_busy);
+        let is_broker_busy = self.broker_busiest.as_ref().filter(is_busy).is_some();
+        if let Some((name, share)) = own.filter(|_| !is_broker_busy) {
             let percent = (share * 100.0).min(100.0);
             return Some(format!(
                 "the generator is the bottleneck: its thread {name} was busy {percent:.0} % of \
@@ -138,14 +151,19 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn thread(id: u32, name: &str, cpu_us: u64) -> Thread {
+        Thread { id, name: name.into(), cpu_us }
+    }
+
     fn figures(own_us: u64, broker_us: u64, busy_us: u64) -> Figures {
         let begin = Sample {
             at: Instant::now(),
             totals: Totals::default(),
             broker_us: Some(1_000_000),
             broker_written: Some(4096),
+            broker_threads: vec![thread(7, "worker", 0), thread(8, "worker", 5_000_000)],
             own_us: Some(1_000_000),
-            threads: vec![("producer-0".into(), 100), ("consumer-0".into(), 0)],
+            own_threads: vec![thread(1, "producer-0", 100), thread(2, "consumer-0", 0)],
         };
         let mut end = begin.clone();
         end.at += Duration::from_secs(1);
@@ -153,7 +171,7 @@ mod tests {
         end.broker_us = Some(1_000_000 + broker_us);
         end.broker_written = Some(4096 + 2_500_000);
         end.own_us = Some(1_000_000 + own_us);
-        end.threads[0].1 += busy_us;
+        end.own_threads[0].cpu_us += busy_us;
         begin.until(&end)
     }
 
@@ -166,6 +184,16 @@ mod tests {
         assert_eq!(json["broker_cpu_us_per_message"], 0.5);
         assert_eq!(json["generator_cores"], 0.1);
         assert_eq!(json["notes"].as_array().map(Vec::len), Some(0));
+        assert_eq!(json["generator_bound"], false);
+    }
+
+    #[test]
+    fn threads_are_told_apart_by_number() {
+        let before = [thread(1, "w", 900_000), thread(2, "w", 0)];
+        let after = [thread(1, "w", 900_000), thread(2, "w", 300_000), thread(3, "new", 400_000)];
+        assert_eq!(busiest(&before, &after, 2.0), Some(("new".into(), 0.2)));
+        assert_eq!(busiest(&before, &after[..2], 2.0), Some(("w".into(), 0.15)));
+        assert_eq!(busiest(&[], &[], 1.0), None);
     }
 
     #[test]
@@ -180,6 +208,10 @@ mod tests {
     fn the_generator_says_when_it_is_the_limit() {
         let note = figures(1_000_000, 200_000, 950_000).bottleneck(2.0).expect("a busy thread");
         assert!(note.contains("producer-0"), "{note}");
+        // A thread of the broker that is as busy may as well be what limits the run.
+        let mut both = figures(1_000_000, 980_000, 950_000);
+        both.broker_busiest = Some(("worker".into(), 0.95));
+        assert_eq!(both.bottleneck(4.0), None);
         assert!(figures(1_100_000, 850_000, 600_000).bottleneck(2.0).is_some());
         assert!(figures(850_000, 1_100_000, 600_000).bottleneck(2.0).is_none());
         assert!(figures(600_000, 500_000, 500_000).bottleneck(2.0).is_none());

@@ -5,7 +5,7 @@
 use super::crew::Crew;
 use super::latency::Latencies;
 use super::link::{Link, PerfError};
-use super::measure::{Sample, report_memory};
+use super::measure::report_memory;
 use super::plan::Plan;
 use super::report::Report;
 use super::throughput::{is_drained, judge, report_rates, undelivered};
@@ -20,9 +20,9 @@ pub(crate) fn latency(
     let mut crew = Crew::connect(plan, plan.paces(), plan.consumers)?;
     crew.start()?;
     crew.wait(plan.warmup, |_| false);
-    let begin = Sample::take(crew.totals(), plan.broker);
+    let begin = crew.begin();
     crew.wait(plan.duration, |_| false);
-    let end = Sample::take(crew.totals(), plan.broker);
+    let end = crew.end("", report);
     let is_done = crew.wait(plan.deadline, |crew| is_drained(plan, crew));
     report_memory(report, plan.broker);
     let (sent, refused) = (crew.published(plan.producers), crew.totals().refused);

@@ -20,6 +20,24 @@ pub(crate) struct Memory {
     pub(crate) peak: u64,
 }
 
+/// A thread's CPU time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Thread {
+    /// Its number, which no other living thread has.
+    pub(crate) id: u32,
+    /// Its name, which others may have too.
+    pub(crate) name: String,
+    /// User and system time since it began, in microseconds.
+    pub(crate) cpu_us: u64,
+}
+
+impl Thread {
+    /// The thread that calls this.
+    pub(crate) fn own() -> Option<Self> {
+        parse_stat(&fs::read_to_string("/proc/thread-self/stat").ok()?)
+    }
+}
+
 impl Process {
     /// The process with this id.
     pub(crate) fn of(pid: u32) -> Self {
@@ -33,7 +51,8 @@ impl Process {
 
     /// User and system time of all threads since the process began, in microseconds.
     pub(crate) fn cpu_us(self) -> Option<u64> {
-        parse_stat(&fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?).map(|stat| stat.1)
+        parse_stat(&fs::read_to_string(format!("/proc/{}/stat", self.0)).ok()?)
+            .map(|stat| stat.cpu_us)
     }
 
     /// Resident memory.
@@ -53,8 +72,8 @@ impl Process {
         let _ = fs::write(format!("/proc/{}/clear_refs", self.0), "5");
     }
 
-    /// Each living thread's name and CPU time in microseconds.
-    pub(crate) fn threads(self) -> Vec<(String, u64)> {
+    /// The living threads.
+    pub(crate) fn threads(self) -> Vec<Thread> {
         let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", self.0)) else {
             return Vec::new();
         };
@@ -63,15 +82,16 @@ impl Process {
     }
 }
 
-/// Name and CPU microseconds from a stat file. The name stands in parentheses and may itself
+/// Reads a stat file, of a process or a thread. The name stands in parentheses and may itself
 /// contain any of them.
-fn parse_stat(stat: &str) -> Option<(String, u64)> {
+fn parse_stat(stat: &str) -> Option<Thread> {
+    let id = stat.split_ascii_whitespace().next()?.parse().ok()?;
     let (name_start, name_end) = (stat.find('(')? + 1, stat.rfind(')')?);
     let name = stat.get(name_start..name_end)?.to_owned();
     let mut fields = stat.get(name_end + 1..)?.split_ascii_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
-    Some((name, (user + system) * TICK_US))
+    Some(Thread { id, name, cpu_us: (user + system) * TICK_US })
 }
 
 fn parse_status(status: &str) -> Option<Memory> {
@@ -94,7 +114,8 @@ mod tests {
     #[test]
     fn names_with_parentheses_do_not_shift_the_fields() {
         let stat = "7 (a) b (c)) S 1 7 7 0 -1 4194560 9 0 0 0 250 50 0 0 20 0 8 0 100 1 2";
-        assert_eq!(parse_stat(stat), Some(("a) b (c)".into(), 3_000_000)));
+        let expected = Thread { id: 7, name: "a) b (c)".into(), cpu_us: 3_000_000 };
+        assert_eq!(parse_stat(stat), Some(expected));
         assert_eq!(parse_stat("7 (a"), None);
     }
 

@@ -2,11 +2,12 @@
 //!
 //! Owns the order of steps. Both run in the main thread, as there is nothing to overlap.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::block::Block;
-use super::board::{Board, Totals};
+use super::board::Board;
 use super::confirms::Asking;
 use super::consumer::Echo;
 use super::inbox::Inbox;
@@ -15,6 +16,7 @@ use super::link::{Link, PerfError};
 use super::measure::{Sample, report_memory};
 use super::plan::Plan;
 use super::process::Process;
+use super::progress::Progress;
 use super::report::Report;
 
 /// How long polite goodbyes to idle connections may take in all.
@@ -32,19 +34,17 @@ pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Resu
     thread::sleep(Duration::from_millis(500));
     let resident = || plan.broker.and_then(Process::memory).map(|memory| memory.resident);
     let before = resident();
-    let board = Board::new(0);
-    let begin = Sample::take(board.totals(), plan.broker);
+    let (board, progress) = (Board::new(1), Progress::new(plan.broker, Some("connections")));
+    let begin = progress.begin(&board);
     let mut links = Vec::with_capacity(connections);
-    let mut shown = Instant::now();
     for _ in 0..connections {
         links.push(Link::open(&plan.uri)?);
-        if shown.elapsed() > Duration::from_secs(1) {
-            eprintln!("{} of {connections} connections open", links.len());
-            shown = Instant::now();
-        }
+        board.tally(0).operations.store(links.len() as u64, Relaxed);
+        progress.show(&board);
     }
-    let opened = begin.until(&Sample::take(board.totals(), plan.broker));
-    thread::sleep(plan.duration);
+    let opened = begin.until(&Sample::take(&board, plan.broker));
+    progress.wait(&board, plan.duration, || false);
+    progress.end(&board, "", report);
     let held = resident();
     report.count("connections", connections as u64);
     report.rate("opened_per_s", connections as f64 / opened.seconds);
@@ -77,7 +77,9 @@ pub(crate) fn latency(
         let link = Link::open(&plan.uri)?;
         let block = Block::new(&plan.shape_of(0, link.frame_max()), 1, 1);
         let mut asking = Asking::new(link, &board)?;
-        round_trips(plan, report, |number| asking.once(block.run(number, 1), ROUND_TRIP_TIMEOUT))?;
+        round_trips(plan, report, &board, |number| {
+            asking.once(block.run(number, 1), ROUND_TRIP_TIMEOUT)
+        })?;
         return asking.close();
     }
     report.text("scenario", format!("ping-pong, one message in flight, {} B, {kind}", plan.size));
@@ -90,27 +92,31 @@ pub(crate) fn latency(
     let block = Block::new(&plan.shape_of(0, producing.frame_max()), 1, 1);
     let (publishing, _) = producing.into_parts();
     let mut echo = Echo { publishing: &publishing, inbox, board: &board };
-    round_trips(plan, report, |number| echo.once(block.run(number, 1), ROUND_TRIP_TIMEOUT))
+    round_trips(plan, report, &board, |number| echo.once(block.run(number, 1), ROUND_TRIP_TIMEOUT))
 }
 
 /// Makes round trips, of which `once` makes that of a number, and reports how long they took.
 fn round_trips(
     plan: &Plan,
     report: &mut Report,
+    board: &Board,
     mut once: impl FnMut(u64) -> Result<Duration, PerfError>,
 ) -> Result<(), PerfError> {
     let warm = Instant::now() + plan.warmup;
     while Instant::now() < warm {
         once(0)?;
     }
-    let begin = Sample::take(Totals::default(), plan.broker);
+    let progress = Progress::new(plan.broker, Some("round_trips"));
+    let begin = progress.begin(board);
     let end = Instant::now() + plan.duration;
     let mut latencies = Latencies::new();
     while Instant::now() < end && plan.count.is_none_or(|count| latencies.count() < count) {
         let took = once(latencies.count())?;
         latencies.record(took);
+        board.tally(0).operations.store(latencies.count(), Relaxed);
+        progress.show(board);
     }
-    let figures = begin.until(&Sample::take(Totals::default(), plan.broker));
+    let figures = begin.until(&progress.end(board, "", report));
     report.count("round_trips", latencies.count());
     report.rate("round_trips_per_s", latencies.count() as f64 / figures.seconds);
     latencies.report(report, "");

@@ -11,6 +11,8 @@ use serde_json::{Map, Value, json};
 pub(crate) struct Report {
     rows: Vec<(String, Value, String)>,
     notes: Vec<String>,
+    is_generator_bound: bool,
+    samples: Vec<Value>,
 }
 
 impl Report {
@@ -55,9 +57,15 @@ impl Report {
         self.rows.push((key.into(), json!(bytes), text));
     }
 
-    /// Adds a sentence that the reader of the figures needs.
-    pub(crate) fn note(&mut self, note: impl Into<String>) {
-        self.notes.push(note.into());
+    /// Adds why the generator and not the broker set the pace.
+    pub(crate) fn generator_bound(&mut self, note: String) {
+        self.is_generator_bound = true;
+        self.notes.push(note);
+    }
+
+    /// Adds what happened from second to second, for programs only.
+    pub(crate) fn samples(&mut self, samples: impl IntoIterator<Item = Value>) {
+        self.samples.extend(samples);
     }
 
     /// The table.
@@ -79,6 +87,8 @@ impl Report {
         let rows = self.rows.iter().map(|(key, value, _)| (key.clone(), value.clone()));
         let mut object: Map<String, Value> = rows.collect();
         object.insert("notes".into(), json!(self.notes));
+        object.insert("generator_bound".into(), json!(self.is_generator_bound));
+        object.insert("samples".into(), json!(self.samples));
         Value::Object(object).to_string()
     }
 }
@@ -114,7 +124,8 @@ mod tests {
         report.text("server", "X 1");
         report.rate("delivered_per_s", 1234.4);
         report.bytes("broker_resident", 3 << 20);
-        report.note("N.");
+        report.generator_bound("N.".into());
+        report.samples([json!({"at_s": 1.0})]);
         let table = report.table();
         assert!(table.contains("delivered        1,234 /s"), "{table}");
         assert!(table.ends_with("note: N.\n"));
@@ -122,5 +133,7 @@ mod tests {
         assert_eq!(json["delivered_per_s"], 1234.0);
         assert_eq!(json["broker_resident"], 3 << 20);
         assert_eq!(json["notes"][0], "N.");
+        assert_eq!(json["generator_bound"], true);
+        assert_eq!(json["samples"][0]["at_s"], 1.0);
     }
 }

@@ -8,7 +8,7 @@ use super::consumer::Seen;
 use super::crew::{Crew, Outcome};
 use super::ledger::{Ledger, Verdict};
 use super::link::{Link, PerfError};
-use super::measure::{Figures, Sample, report_memory};
+use super::measure::{Figures, report_memory};
 use super::methods::Declare;
 use super::plan::Plan;
 use super::process::Process;
@@ -25,18 +25,18 @@ pub(crate) fn steady(
 ) -> Result<(), PerfError> {
     report.text("scenario", plan.summary());
     let mut crew = Crew::connect(plan, plan.paces(), plan.consumers)?;
-    let mut begin = Sample::take(crew.totals(), plan.broker);
+    let mut begin = crew.begin();
     crew.start()?;
     let is_done = match plan.count {
         Some(count) => crew.wait(plan.deadline, |crew| is_count_done(plan, crew, count)),
         None => {
             crew.wait(plan.warmup, |_| false);
-            begin = Sample::take(crew.totals(), plan.broker);
+            begin = crew.begin();
             crew.wait(plan.duration, |_| false);
             true
         }
     };
-    let end = Sample::take(crew.totals(), plan.broker);
+    let end = crew.end("", report);
     crew.stop_publishing();
     if plan.count.is_none() && plan.is_verified {
         crew.wait(DRAIN_TIMEOUT, |crew| is_drained(plan, crew));
@@ -142,10 +142,10 @@ pub(crate) fn backlog(
     report.text("scenario", format!("fill {count}, then drain: {}", plan.summary()));
     let empty = resident(plan.broker);
     let mut crew = Crew::connect(plan, plan.paces(), 0)?;
-    let begin = Sample::take(crew.totals(), plan.broker);
+    let begin = crew.begin();
     crew.start()?;
     let is_filled = crew.wait(plan.deadline, Crew::are_producers_done);
-    let fill = begin.until(&Sample::take(crew.totals(), plan.broker));
+    let fill = begin.until(&crew.end("fill", report));
     let sent = crew.published(plan.producers);
     crew.finish()?;
     if !is_filled {
@@ -165,10 +165,10 @@ pub(crate) fn backlog(
     }
     report.count("waiting", waiting);
     let mut crew = Crew::connect(plan, Vec::new(), plan.consumers)?;
-    let begin = Sample::take(crew.totals(), plan.broker);
+    let begin = crew.begin();
     crew.start()?;
     let is_drained = crew.wait(plan.deadline, |crew| crew.totals().delivered >= waiting);
-    let drain = begin.until(&Sample::take(crew.totals(), plan.broker));
+    let drain = begin.until(&crew.end("drain", report));
     let outcome = crew.finish()?;
     report.rate("drained_per_s", drain.delivered as f64 / drain.seconds);
     drain.report_cpu(report, "drain_", drain.delivered, "message");
