@@ -61,8 +61,10 @@ impl Unacked {
     /// not to be settled; RabbitMQ then refuses, too.
     pub(crate) fn take_up_to(&mut self, tag: u64) -> Option<Vec<Unsettled>> {
         let index = self.find(tag)?;
-        let taken = self.entries.drain(..=index).filter(|entry| !entry.settled);
-        let taken: Vec<Unsettled> = taken.map(|entry| entry.unsettled).collect();
+        // Room for all at once: a filter does not tell how many come.
+        let mut taken = Vec::with_capacity(index + 1);
+        let open = self.entries.drain(..=index).filter(|entry| !entry.settled);
+        taken.extend(open.map(|entry| entry.unsettled));
         self.settled -= index + 1 - taken.len();
         self.trim();
         Some(taken)
