@@ -17,7 +17,7 @@ CHECKED := --config profile.release.package.leveret.debug-assertions=true \
 REQUIRE_ALL := $(if $(filter true 1,$(CI)),--require-all)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run test unit conformance soak bench fmt fmt-check lint clean
+.PHONY: help setup build run test unit conformance soak bench bench-micro fmt fmt-check lint clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ soak: ## Kill the broker for ten minutes and see what survives; ARGS='--minutes 
 
 bench: build ## Measure the broker
 	scripts/bench
+
+bench-micro: ## Measure single parts of the broker; ARGS='queue --quick' and others
+	scripts/cargo bench --locked -p leveret --bench micro -- $(ARGS)
 
 fmt: ## Format all Rust code
 	cargo fmt --all

@@ -13,6 +13,8 @@
 //! tells the rest.
 
 pub(crate) mod atomic_file;
+#[doc(hidden)]
+pub mod bench_api;
 pub mod broker;
 pub mod clock;
 pub mod codec;

@@ -39,6 +39,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("net", &["broker", "clock", "codec", "config", "connection", "error", "start_error"]),
     ("http", &["broker", "clock", "codec", "config", "error"]),
     ("perf", &["codec", "error"]),
+    ("bench_api", &["broker", "clock", "connection", "queue", "store"]),
     // The process.
     ("data_dir", &["atomic_file"]),
     ("definitions_command", &["broker", "data_dir", "provision"]),
@@ -110,8 +111,8 @@ fn prove(rule: Rule, path: &str, bad: &str, line: usize, good: &str) {
     assert!(found.is_empty(), "{path} is fine: {found:?}");
 }
 
-const ALL: &[&str] = &["src", "tests", "conformance", "fuzz"];
-const PROGRAMS: &[&str] = &["src", "conformance"];
+const ALL: &[&str] = &["src", "tests", "benches", "conformance", "fuzz"];
+const PROGRAMS: &[&str] = &["src", "benches", "conformance"];
 
 #[test]
 fn layers_import_downwards_only() {
