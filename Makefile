@@ -50,8 +50,8 @@ conformance: build ## Run client libraries of six languages against the release 
 soak: ## Kill the broker for ten minutes and see what survives; ARGS='--minutes 60' and others
 	scripts/soak $(ARGS)
 
-bench: build ## Measure the broker
-	scripts/bench
+bench: build ## Measure the broker; ARGS='--quick --only auto-ack' and others
+	scripts/bench $(ARGS)
 
 bench-micro: ## Measure single parts of the broker; ARGS='queue --quick' and others
 	scripts/cargo bench --locked -p leveret --bench micro -- $(ARGS)
