@@ -569,7 +569,8 @@ mod tests {
             body: Body::Inline(&bodies[n]),
         };
         // Number, header, when it expires, whether it is stored, and whether it is short.
-        let records: [(usize, &[u8], Option<Millis>, bool, bool); 6] = [
+        type Case = (usize, &'static [u8], Option<Millis>, bool, bool);
+        let records: [Case; 6] = [
             (0, b"header", None, true, false),
             (1, b"header", None, false, true),
             (2, b"header", Some(Millis(7)), false, true),
