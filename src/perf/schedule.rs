@@ -79,6 +79,8 @@ pub(crate) struct Schedule {
     count: u64,
     timetable: Option<Timetable>,
     pause_min: Duration,
+    /// When messages were written last.
+    written: Option<Duration>,
     lateness: Option<Lateness>,
 }
 
@@ -91,6 +93,7 @@ impl Schedule {
             count: pace.count.unwrap_or(u64::MAX),
             timetable: pace.timetable,
             pause_min: if pace.is_timed { PROMPT_PAUSE_MIN } else { PAUSE_MIN },
+            written: None,
             lateness: pace.lateness(began),
         }
     }
@@ -107,6 +110,11 @@ impl Schedule {
 
     fn room_at(&self, timetable: Timetable, elapsed: Duration, sent: u64, most: u64) -> Room {
         let due = timetable.due_by(self.producer, elapsed);
+        // Whoever writes without a pause writes ever smaller pieces.
+        let since = self.written.map_or(Duration::MAX, |written| elapsed.saturating_sub(written));
+        if due > sent && due - sent < most && since < self.pause_min {
+            return Room::Wait(self.pause_min - since);
+        }
         if due > sent {
             return Room::Now((due - sent).min(most));
         }
@@ -116,6 +124,7 @@ impl Schedule {
 
     /// Notes how late the first message of a write is; the others of the write are less so.
     pub(crate) fn note(&mut self, sequence: u64) {
+        self.written = Some(self.began.elapsed());
         if let Some(lateness) = &mut self.lateness {
             lateness.look();
             lateness.note(Stamp { producer: self.producer, sequence });
@@ -163,6 +172,19 @@ mod tests {
             let room = schedule.room_at(timetable, Duration::from_secs(1), 1_000_001, 500);
             assert_eq!(room, Room::Wait(pause));
         }
+    }
+
+    #[test]
+    fn what_is_due_goes_together() {
+        let (mut schedule, timetable) = schedule(1e6, true);
+        schedule.written = Some(Duration::from_secs(1));
+        let room = |micros, most| {
+            let elapsed = Duration::from_secs(1) + Duration::from_micros(micros);
+            schedule.room_at(timetable, elapsed, 1_000_001, most)
+        };
+        assert_eq!(room(30, 500), Room::Wait(Duration::from_micros(20)));
+        assert_eq!(room(30, 30), Room::Now(30), "no more would go together");
+        assert_eq!(room(50, 500), Room::Now(50));
     }
 
     #[test]
