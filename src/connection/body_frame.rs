@@ -13,6 +13,9 @@ use crate::queue::SHARED_BODY_MIN;
 /// It pays to read so much (bytes) into its place, rather than to copy it there.
 const ROOM_MIN: usize = 32 * 1024;
 
+/// Room is made for so much (bytes) at a time.
+const ROOM_MAX: usize = 256 * 1024;
+
 /// So much (bytes) is read at most while a body goes on for longer than [`ROOM_MIN`]: enough for
 /// the end of one frame and the beginning of the next, whose payload is then read into its place.
 const SHORT_READ: usize = 8 * 1024;
@@ -104,8 +107,8 @@ impl Connection {
         if left < ROOM_MIN {
             return None;
         }
-        // Without room it is fed, and refused.
-        self.incoming(channel)?.room(left).ok()
+        // Without room it is fed, and refused. What is announced need never come.
+        self.incoming(channel)?.room(left.min(ROOM_MAX)).ok()
     }
 
     /// So many bytes were added to what [`Connection::body_room`] has answered.

@@ -134,7 +134,9 @@ impl Connection {
             return Err(error.of(hot::BASIC, hot::PUBLISH));
         }
         let address = Span::new(at + ADDRESS_AT, publish.address.len());
-        self.receiving.push(number);
+        if !self.receiving.contains(&number) {
+            self.receiving.push(number);
+        }
         let channel = self.channel_mut(number);
         channel.last_publish.remember(payload);
         channel.incoming = Some(Incoming::new(address, publish.mandatory));

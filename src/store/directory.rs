@@ -14,16 +14,25 @@ use crate::atomic_file;
 use super::StoreError;
 
 const FORMAT_FILE: &str = "format";
-const SYNCED_FILE: &str = "synced";
+pub(super) const SYNCED_FILE: &str = "synced";
 const ENGINE_DIRECTORY: &str = "rocksdb";
 
 /// Each leads from one format to the next, the first one from format 1.
-const MIGRATIONS: &[Migration] = &[];
+const MIGRATIONS: &[Migration] = &[refuse_the_first];
 
 type Migration = fn(&Path) -> Result<(), StoreError>;
 
 /// The version of the layout that this program writes, and the newest that it reads.
 pub(super) const FORMAT: u32 = MIGRATIONS.len() as u32 + 1;
+
+/// Format 1 was never released.
+fn refuse_the_first(directory: &Path) -> Result<(), StoreError> {
+    let path = directory.display();
+    Err(StoreError::Damaged(format!(
+        "{path} was written by a development version, in a format that was given up: export the \
+         definitions with that version, then move the directory away"
+    )))
+}
 
 /// Where the engine's files are in a store's directory.
 pub(super) fn engine(directory: &Path) -> PathBuf {

@@ -299,6 +299,26 @@ fn one_held_message_does_not_keep_the_space_of_what_came_after_it() {
 }
 
 #[test]
+fn a_held_message_stays_in_an_entry_that_ends_after_what_is_settled() {
+    let mut bench = Bench::new();
+    bench.form(vec![Item::Records(1, messages(0, &[&b"body"[..]; 100]))]);
+    bench.form(vec![Item::Records(1, messages(100, &[&b"body"[..]; 100]))]);
+    bench.form(vec![Item::Records(1, messages(200, &[&b"body"[..]; 100]))]);
+    // Message 0 is held.
+    for end in [30, 60, 90, 120, 150, 199, 201, 250, 299] {
+        let mut acks = heads(&[head(0, 300)]);
+        acks.marks = vec![settled(1, end)];
+        bench.form(vec![Item::Records(1, acks)]);
+        let mut batch = Batch::default();
+        bench.former.lanes.clear_marked(&bench.engine, &mut batch).expect("it is not damaged");
+        bench.engine.write(&batch, true).expect("it has no faults");
+        let spans = bench.spans(1);
+        assert_eq!((spans[0], spans.last()), ((0, 99), Some(&(200, 299))), "{end}: {spans:?}");
+        assert_eq!(spans.len(), if end < 250 { 3 } else { 2 }, "{end}: {spans:?}");
+    }
+}
+
+#[test]
 fn a_body_that_went_behind_a_held_message_is_no_loss() {
     let mut bench = Bench::new();
     let bodies = [Bytes::from(vec![1; 5_000]), Bytes::from(vec![2; 5_000])];

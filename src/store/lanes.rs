@@ -43,7 +43,8 @@ struct Lane {
     head: LaneHead,
     /// Everything below was deleted.
     deleted: u64,
-    /// What was deleted above the watermark: ends by beginnings, within a mark each.
+    /// What was deleted above the watermark: ends by beginnings, each of them a mark's. What the
+    /// store has from such an end on begins after the beginning.
     cleared: BTreeMap<u64, u64>,
     /// Bytes written that are not deleted, as an estimate.
     stored: u64,
@@ -350,20 +351,24 @@ impl Lane {
         batch: &mut Batch,
     ) -> Result<u64, ReadError> {
         let lane = self.head.lane;
-        let to = keys::place(queue, lane, end);
-        let mut from = match self.cleared.get(&start) {
+        let from = match self.cleared.get(&start) {
             Some(cleared) => *cleared,
             None => {
-                // An entry is found by its last message. The first one may begin before `start`.
-                let (place, mut last) = (keys::place(queue, lane, start), None);
-                engine.scan(Table::Messages, &place..&to, &mut |key, _| {
+                // An entry is found by its last message. The first one may begin before `start`,
+                // with messages that are not settled, and end anywhere; all others come after it.
+                let keys = keys::place(queue, lane, start).to_vec()..keys::lane_end(queue, lane);
+                let mut last = None;
+                engine.scan(Table::Messages, &keys.start..&keys.end, &mut |key, _| {
                     last = keys::parse_place(key).map(|(_, _, seq)| seq);
                     ControlFlow::Break(())
                 })?;
-                last.map_or(end, |last| last + 1)
+                match last {
+                    Some(last) if last < end => last + 1,
+                    _ => return Ok(0),
+                }
             }
         };
-        from = from.min(end);
+        let to = keys::place(queue, lane, end);
         let (_, bytes) = self.estimate(start, end);
         batch.delete_range(Table::Messages, &keys::place(queue, lane, from), &to);
         // The marks within this one say nothing more.

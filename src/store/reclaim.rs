@@ -19,7 +19,7 @@ use super::lanes::Lanes;
 use super::waiting::Shared;
 
 /// The next step comes so long after one that has left something to do.
-const STEP_DELAY: Duration = Duration::from_millis(100);
+const STEP_DELAY: Duration = Duration::from_millis(if cfg!(test) { 1 } else { 100 });
 
 /// So many lists of references are looked at in one step.
 const BODIES_PER_STEP: usize = 1_000;

@@ -19,16 +19,47 @@ const LANES: u8 = 2;
 
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    Put { queue: u64, lane: u8, skip: u64, bodies: Vec<BodyKind> },
-    Settle { queue: u64, lane: u8, picks: Vec<prop::sample::Index> },
-    Return { queue: u64, lane: u8, pick: prop::sample::Index, count: u32 },
-    Purge { queue: u64 },
-    Forget { queue: u64 },
-    Change { key: u8, value: Option<u8> },
+    Put {
+        queue: u64,
+        lane: u8,
+        skip: u64,
+        bodies: Vec<BodyKind>,
+    },
+    Settle {
+        queue: u64,
+        lane: u8,
+        picks: Vec<prop::sample::Index>,
+    },
+    /// All but one.
+    SettleBut {
+        queue: u64,
+        lane: u8,
+        pick: prop::sample::Index,
+    },
+    Return {
+        queue: u64,
+        lane: u8,
+        pick: prop::sample::Index,
+        count: u32,
+    },
+    Purge {
+        queue: u64,
+    },
+    Forget {
+        queue: u64,
+    },
+    Change {
+        key: u8,
+        value: Option<u8>,
+    },
     Durable,
     Written,
+    /// Time for the store to give space back.
+    Rest,
     Flush,
-    Crash { kept: prop::sample::Index },
+    Crash {
+        kept: prop::sample::Index,
+    },
     Reopen,
 }
 
@@ -50,6 +81,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             .prop_map(|(queue, lane, skip, bodies)| Step::Put { queue, lane, skip, bodies }),
         8 => (queue.clone(), lane.clone(), picks)
             .prop_map(|(queue, lane, picks)| Step::Settle { queue, lane, picks }),
+        3 => (queue.clone(), lane.clone(), any::<prop::sample::Index>())
+            .prop_map(|(queue, lane, pick)| Step::SettleBut { queue, lane, pick }),
         2 => (queue.clone(), lane, any::<prop::sample::Index>(), 1..9_u32)
             .prop_map(|(queue, lane, pick, count)| Step::Return { queue, lane, pick, count }),
         1 => queue.clone().prop_map(|queue| Step::Purge { queue }),
@@ -57,6 +90,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (0..4_u8, any::<Option<u8>>()).prop_map(|(key, value)| Step::Change { key, value }),
         2 => Just(Step::Durable),
         2 => Just(Step::Written),
+        2 => Just(Step::Rest),
         1 => Just(Step::Flush),
         1 => any::<prop::sample::Index>().prop_map(|kept| Step::Crash { kept }),
         1 => Just(Step::Reopen),
@@ -129,6 +163,7 @@ impl Model {
         let (queue, number) = match *step {
             Step::Put { queue, lane, .. }
             | Step::Settle { queue, lane, .. }
+            | Step::SettleBut { queue, lane, .. }
             | Step::Return { queue, lane, .. } => (queue, lane),
             _ => return None,
         };
@@ -151,6 +186,14 @@ impl Model {
                         records.marks.push(Mark::Settled { lane: number, start, end });
                     }
                 }
+            }
+            Step::SettleBut { pick, .. } if !lane.live.is_empty() => {
+                // The older ones are held more often.
+                let index = pick.index(lane.live.len()).min(pick.index(8));
+                let kept = *lane.live.keys().nth(index).unwrap();
+                lane.live.retain(|seq, _| *seq == kept);
+                let (start, end) = (kept + 1, lane.next);
+                records.marks.push(Mark::Settled { lane: number, start, end });
             }
             Step::Return { pick, count, .. } if !lane.live.is_empty() => {
                 let index = pick.index(lane.live.len());
@@ -302,6 +345,10 @@ pub(super) fn run<D: Disk>(mut disk: D, steps: &[Step]) {
             }
             Step::Written => {
                 until(|| store.is_written(newest.group()).then_some(()));
+                continue;
+            }
+            Step::Rest => {
+                std::thread::sleep(Duration::from_millis(3));
                 continue;
             }
             Step::Flush => {

@@ -79,6 +79,8 @@ impl Disk for Files {
         let log = directory::engine(&copy.path()).join(name);
         let log = OpenOptions::new().write(true).open(log).expect("opened");
         log.set_len(keep).expect("cut");
+        // What the store has synced by itself since then is taken back, and so is the note of it.
+        let _ = fs::remove_file(copy.path().join(directory::SYNCED_FILE));
         copy
     }
 }
