@@ -124,11 +124,13 @@ impl Unfinished {
     pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), AmqpError> {
         let change = bytes as i64 - self.bytes;
         let total = self.memory.unfinished.fetch_add(change, Ordering::Relaxed) + change;
-        self.bytes = bytes as i64;
         if change > 0 && total > self.memory.unfinished_max {
+            // Counted all the same, it would be taken when it is asked for again.
+            self.memory.unfinished.fetch_sub(change, Ordering::Relaxed);
             let text = "no memory for more incomplete messages and open transactions";
             return Err(AmqpError::new(ReplyCode::ResourceError, text));
         }
+        self.bytes = bytes as i64;
         Ok(())
     }
 }
@@ -217,6 +219,7 @@ mod tests {
         assert!(first.resize(200).is_ok());
         let refused = second.resize(51).expect_err("a quarter is 250");
         assert_eq!(refused.code, ReplyCode::ResourceError);
+        assert!(second.resize(51).is_err(), "it is not taken the second time");
         assert!(second.resize(50).is_ok(), "less is always taken");
         drop(first);
         assert!(second.resize(250).is_ok());
