@@ -36,7 +36,7 @@ impl Connection {
         if !on_channel {
             return self.fail_connection(error, worker);
         }
-        let name = self.name();
+        let name = &*self.name;
         tracing::warn!(connection = name, channel = number, "channel error: {error}");
         self.begin_closing(number, worker);
         self.send(number, channel_close(error), worker);
@@ -56,7 +56,7 @@ impl Connection {
         for number in self.outbox.take_closed_channels() {
             let channel = self.channels.get(usize::from(number)).and_then(Option::as_ref);
             if channel.is_some_and(|channel| !channel.closing) {
-                let name = self.name();
+                let name = &*self.name;
                 tracing::warn!(connection = name, channel = number, "closed by its queue");
                 self.begin_closing(number, worker);
             }
@@ -65,7 +65,7 @@ impl Connection {
 
     /// Sends connection.close and waits for the answer.
     pub(super) fn fail_connection(&mut self, error: &AmqpError, worker: &mut Worker) {
-        tracing::warn!(connection = self.name(), user = self.user, "connection error: {error}");
+        tracing::warn!(connection = &*self.name, user = self.user, "connection error: {error}");
         self.end_all_channels(worker);
         send_close(&self.outbox, error, &mut worker.drive.wakes);
         self.phase = Phase::Closing;
@@ -85,7 +85,7 @@ impl Connection {
 
     /// Before connection.open-ok RabbitMQ closes without a word, after a while.
     pub(super) fn refuse_silently(&mut self, error: &AmqpError) {
-        tracing::warn!(connection = self.name(), "handshake failed: {error}");
+        tracing::warn!(connection = &*self.name, "handshake failed: {error}");
         self.phase = Phase::Over { linger_ms: REFUSED_LINGER_MS };
     }
 
@@ -100,7 +100,7 @@ impl Connection {
     /// connection.close from the client. What the connection holds is released before the answer
     /// (RabbitMQ: an exclusive queue is gone when close-ok arrives).
     pub(super) fn close_by_client(&mut self, close: &connection::Close, worker: &mut Worker) {
-        let (name, text) = (self.name(), close.reply_text.as_str());
+        let (name, text) = (&*self.name, close.reply_text.as_str());
         let (code, user) = (close.reply_code, &self.user);
         tracing::info!(connection = name, user, code, text, "connection closed by the client");
         self.release_holdings(worker);

@@ -3,11 +3,13 @@
 //! Owns negotiation (specification section 2.2.4): versions, authentication, limits, vhost. What
 //! RabbitMQ answers with silence is answered with silence here, too, and always with a log line.
 
+use std::sync::LazyLock;
+
 use super::login::Login;
 use super::{Connection, Worker, sasl};
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::frame::FRAME_MIN;
-use crate::codec::method::{AMQPClass, AMQPValue, FieldTable, connection};
+use crate::codec::method::{AMQPClass, AMQPValue, FieldTable, connection, put_method};
 use crate::error::{AmqpError, ReplyCode};
 
 /// How far a connection is.
@@ -31,6 +33,20 @@ pub(super) enum Phase {
 
 const CONNECTION_TUNE: (u16, u16) = (10, 30);
 
+/// connection.start as a whole frame: the same for every client.
+static START: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let start = connection::Start {
+        version_major: 0,
+        version_minor: 9,
+        server_properties: server_properties(),
+        mechanisms: sasl::MECHANISMS.into(),
+        locales: "en_US".into(),
+    };
+    let mut frame = Vec::new();
+    put_method(&mut frame, 0, &AMQPClass::Connection(connection::AMQPMethod::Start(start)));
+    frame
+});
+
 impl Connection {
     pub(super) fn is_handshaking(&self) -> bool {
         matches!(self.phase, Phase::ProtocolHeader | Phase::StartOk)
@@ -46,7 +62,7 @@ impl Connection {
         let begin = &bytes[..bytes.len().min(LEN)];
         let known = [PROTOCOL_HEADER, *b"AMQP\x01\x01\x00\x09"];
         if known.iter().any(|header| header == begin) {
-            self.send_start(worker);
+            self.put(&START, worker);
             self.phase = Phase::StartOk;
             return Some(LEN);
         }
@@ -60,25 +76,16 @@ impl Connection {
             [b'A', b'M', b'Q', b'P', ..] => "another version of AMQP",
             _ => "no AMQP protocol header",
         };
-        tracing::warn!(connection = self.name(), "connection refused: {what}");
-        let mut guard = self.outbox.lock();
-        guard.buffer().extend_from_slice(&PROTOCOL_HEADER);
-        guard.wake(&mut worker.drive.wakes);
-        drop(guard);
+        tracing::warn!(connection = &*self.name, "connection refused: {what}");
+        self.put(&PROTOCOL_HEADER, worker);
         self.phase = Phase::Over { linger_ms: 0 };
         Some(bytes.len())
     }
 
-    fn send_start(&self, worker: &mut Worker) {
-        let start = connection::Start {
-            version_major: 0,
-            version_minor: 9,
-            server_properties: server_properties(),
-            mechanisms: sasl::MECHANISMS.into(),
-            locales: "en_US".into(),
-        };
-        let method = connection::AMQPMethod::Start(start);
-        self.send(0, AMQPClass::Connection(method), worker);
+    fn put(&self, bytes: &[u8], worker: &mut Worker) {
+        let mut guard = self.outbox.lock_for_reply();
+        guard.buffer().extend_from_slice(bytes);
+        guard.wake(&mut worker.drive.wakes);
     }
 
     /// A method on channel 0.
@@ -133,11 +140,13 @@ impl Connection {
         worker: &mut Worker,
     ) -> Result<(), AmqpError> {
         let capabilities = match start.client_properties.inner().get("capabilities") {
-            Some(AMQPValue::FieldTable(capabilities)) => capabilities.clone(),
-            _ => FieldTable::default(),
+            Some(AMQPValue::FieldTable(capabilities)) => Some(capabilities.inner()),
+            _ => None,
         };
-        let can =
-            |name: &str| matches!(capabilities.inner().get(name), Some(AMQPValue::Boolean(true)));
+        let can = |name: &str| {
+            let value = capabilities.and_then(|capabilities| capabilities.get(name));
+            matches!(value, Some(AMQPValue::Boolean(true)))
+        };
         self.knows_blocked = can("connection.blocked");
         if can("consumer_cancel_notify") {
             self.outbox.set_cancel_notify();
@@ -145,7 +154,7 @@ impl Connection {
         let mechanism = start.mechanism.as_str();
         let found = sasl::credentials(mechanism, start.response.as_bytes())
             .map_err(|text| AmqpError::new(ReplyCode::SyntaxError, text))?;
-        let is_local = self.peer.ip().to_canonical().is_loopback();
+        let is_local = self.peer.to_canonical().is_loopback();
         let is_told = can("authentication_failure_close");
         self.begin_login(Login::new(&self.broker, mechanism, found, is_local, is_told), worker);
         Ok(())
@@ -212,7 +221,7 @@ impl Connection {
         let ok = connection::AMQPMethod::OpenOk(connection::OpenOk {});
         self.send(0, AMQPClass::Connection(ok), worker);
         tracing::info!(
-            connection = self.name(),
+            connection = &*self.name,
             user = self.user,
             vhost = name,
             heartbeat_s = self.heartbeat_s,

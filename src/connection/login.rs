@@ -90,7 +90,7 @@ impl Connection {
         let Err(refused) = &verdict.0 else {
             return self.begin_tuning(&login.credentials.user, worker);
         };
-        tracing::warn!(connection = self.name(), "{mechanism} login refused: {refused}");
+        tracing::warn!(connection = &*self.name, "{mechanism} login refused: {refused}");
         if !login.is_told {
             self.phase = Phase::Over { linger_ms: REFUSED_LINGER_MS };
             return;

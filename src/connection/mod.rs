@@ -27,7 +27,7 @@ mod topology;
 mod transaction;
 mod unacked;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -119,8 +119,10 @@ pub struct Connection {
     broker: Arc<Broker>,
     outbox: Arc<Outbox>,
     liveness: Arc<Liveness>,
-    peer: SocketAddr,
-    local: SocketAddr,
+    /// Where the client is.
+    peer: IpAddr,
+    /// See [`Connection::name`].
+    name: Box<str>,
     phase: Phase,
     /// Whether the connection counts among those that have logged in.
     admitted: bool,
@@ -168,8 +170,8 @@ impl Connection {
         Self {
             outbox: Arc::new(Outbox::new(id)),
             liveness: Arc::new(Liveness::new(now, timeout_ms)),
-            peer,
-            local,
+            peer: peer.ip(),
+            name: format!("{peer} -> {local}").into(),
             phase: Phase::ProtocolHeader,
             admitted: false,
             frame_max: frame::FRAME_MIN * 2,
@@ -209,7 +211,7 @@ impl Connection {
 
     /// How logs name the connection: who connects to where, as RabbitMQ names connections.
     pub fn name(&self) -> String {
-        format!("{} -> {}", self.peer, self.local)
+        self.name.to_string()
     }
 
     /// What blocks publishers.
