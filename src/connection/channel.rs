@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use super::content::Incoming;
 use super::publish_run::LastPublish;
+use super::sources::Sources;
 use super::transaction::Transaction;
 use super::unacked::Unacked;
 use crate::broker::{ChannelPrefetch, Presence, QueueCell, Unsettled};
@@ -38,14 +39,6 @@ pub(super) struct ChannelConsumer {
     pub(super) source: u32,
 }
 
-/// A queue that deliveries on this channel come from.
-#[derive(Debug)]
-struct Source {
-    queue: Arc<QueueCell>,
-    /// Consumers, and deliveries to be settled that were taken over.
-    uses: usize,
-}
-
 /// See the module's description.
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -57,7 +50,7 @@ pub(super) struct Channel {
     /// `basic.qos` with `global`: shared by all consumers of this channel.
     pub(super) gate: Arc<ChannelPrefetch>,
     pub(super) consumers: HashMap<Box<str>, ChannelConsumer>,
-    sources: Vec<Option<Source>>,
+    pub(super) sources: Sources,
     pub(super) unacked: Unacked,
     pub(super) incoming: Option<Incoming>,
     /// The queue of this channel's direct reply-to.
@@ -77,7 +70,7 @@ impl Channel {
             prefetch: 0,
             gate: Arc::default(),
             consumers: HashMap::new(),
-            sources: Vec::new(),
+            sources: Sources::default(),
             unacked: Unacked::default(),
             incoming: None,
             reply_queue: None,
@@ -95,54 +88,13 @@ impl Channel {
     /// Forgets a consumer that is gone, so that its tag can be used again.
     pub(super) fn forget_consumer(&mut self, tag: &str) {
         if let Some(consumer) = self.consumers.remove(tag) {
-            self.release_source(consumer.source);
+            self.sources.leave(consumer.source);
         }
-    }
-
-    /// The index of `queue` among the sources, in use once more.
-    pub(super) fn use_source(&mut self, queue: &Arc<QueueCell>) -> u32 {
-        let same = |source: &Option<Source>| {
-            source.as_ref().is_some_and(|source| source.queue.id() == queue.id())
-        };
-        if let Some(index) = self.sources.iter().position(same) {
-            self.sources[index].as_mut().expect("found above").uses += 1;
-            return index as u32;
-        }
-        let source = Some(Source { queue: queue.clone(), uses: 1 });
-        match self.sources.iter().position(Option::is_none) {
-            Some(free) => {
-                self.sources[free] = source;
-                free as u32
-            }
-            None => {
-                self.sources.push(source);
-                self.sources.len() as u32 - 1
-            }
-        }
-    }
-
-    /// Ends one use of a source.
-    pub(super) fn release_source(&mut self, source: u32) {
-        let entry = &mut self.sources[source as usize];
-        if let Some(source) = entry {
-            source.uses -= 1;
-            if source.uses == 0 {
-                *entry = None;
-            }
-        }
-    }
-
-    /// The queue that an unsettled delivery came from.
-    pub(super) fn source(&self, source: u32) -> &Arc<QueueCell> {
-        &self.sources[source as usize].as_ref().expect("a source lives while it is used").queue
     }
 
     /// Takes over deliveries that the outbox noted.
     pub(super) fn take_over(&mut self, deliveries: impl Iterator<Item = Unsettled>) {
         let sources = &mut self.sources;
-        self.unacked.extend(deliveries.inspect(|unsettled| {
-            let source = sources[unsettled.source as usize].as_mut();
-            source.expect("its consumer uses it").uses += 1;
-        }));
+        self.unacked.extend(deliveries.inspect(|unsettled| sources.enter_again(unsettled.source)));
     }
 }

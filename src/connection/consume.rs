@@ -122,7 +122,7 @@ impl Connection {
         let ok = AMQPClass::Basic(basic::AMQPMethod::ConsumeOk(ok));
         self.check_global_qos(number, &queue)?;
         let channel = self.channels[usize::from(number)].as_mut().expect("dispatched to it");
-        let source = channel.use_source(&queue);
+        let source = channel.sources.enter(&queue);
         let spec = ConsumerSpec {
             no_ack: consume.no_ack,
             prefetch: channel.prefetch,
@@ -146,7 +146,7 @@ impl Connection {
                 Ok(())
             }
             Err(refusal) => {
-                channel.release_source(source);
+                channel.sources.leave(source);
                 Err(self.refused(&queue, refusal))
             }
         }
@@ -228,7 +228,7 @@ impl Connection {
         let name = unguessable_name("amq.rabbitmq.reply-to.");
         let queue = self.vhost().add_queue(&name, declaration, &mut worker.drive);
         let queue = queue.expect("a made-up name is new");
-        self.own_queue(&queue);
+        self.owned.add(&queue);
         self.channel_mut(number).reply_queue = Some(queue.clone());
         Ok(queue)
     }
@@ -272,7 +272,7 @@ impl Connection {
         let unused = consumer.queue.cancel(consumer.key, &mut worker.drive);
         // No more deliveries come from it: those that did are taken over while its source is used.
         self.take_over(number);
-        self.channel_mut(number).release_source(consumer.source);
+        self.channel_mut(number).sources.leave(consumer.source);
         if unused {
             let condition = DeleteIf { unused: true, ..DeleteIf::default() };
             // It may be in use again already: then it stays.
@@ -284,10 +284,10 @@ impl Connection {
         let name = self.queue_name(number, get.queue.as_str())?;
         self.check(Right::Read, Resource::Queue(&name))?;
         let queue = self.vhost().queue_for(&name, self.id())?;
-        let source = self.channel_mut(number).use_source(&queue);
+        let source = self.channel_mut(number).sources.enter(&queue);
         let got = queue.get(get.no_ack, &self.outbox, number, source, &mut worker.drive);
         self.take_over(number);
-        self.channel_mut(number).release_source(source);
+        self.channel_mut(number).sources.leave(source);
         if !got.map_err(|refusal| self.refused(&queue, refusal))? {
             let empty = basic::AMQPMethod::GetEmpty(basic::GetEmpty {});
             self.send(number, AMQPClass::Basic(empty), worker);

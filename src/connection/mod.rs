@@ -19,10 +19,12 @@ mod handshake;
 mod held;
 mod liveness;
 mod login;
+mod owned;
 mod publish;
 mod publish_run;
 mod sasl;
 mod settle;
+mod sources;
 mod topology;
 mod transaction;
 mod unacked;
@@ -32,8 +34,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use crate::broker::{
-    Alarms, Batch, Broker, ConnectionId, DeleteIf, Drive, Outbox, Presence, QueueCell, Rights,
-    Vhost,
+    Alarms, Batch, Broker, ConnectionId, DeleteIf, Drive, Outbox, Presence, Rights, Vhost,
 };
 use crate::clock::Millis;
 use crate::codec::method::AMQPClass;
@@ -46,6 +47,7 @@ use handshake::Phase;
 use held::Held;
 pub use liveness::{Liveness, Verdict};
 pub use login::{Login, LoginVerdict};
+use owned::Owned;
 use publish::{Refusable, Routes};
 
 /// A batch is applied, and others get their turn, when it has put this many messages into queues.
@@ -145,7 +147,7 @@ pub struct Connection {
     channels: Vec<Option<Box<Channel>>>,
     channel_count: usize,
     /// Queues exclusive to this connection.
-    owned: Vec<Arc<QueueCell>>,
+    owned: Owned,
     routes: Routes,
     /// Channels that may be receiving content.
     receiving: Vec<u16>,
@@ -186,7 +188,7 @@ impl Connection {
             held: Held::default(),
             channels: Vec::new(),
             channel_count: 0,
-            owned: Vec::new(),
+            owned: Owned::default(),
             routes: Routes::default(),
             receiving: Vec::new(),
             body_frame: None,
@@ -383,17 +385,6 @@ impl Connection {
         self.channels[usize::from(number)].as_mut().expect("dispatched to an open channel")
     }
 
-    fn own_queue(&mut self, cell: &Arc<QueueCell>) {
-        if !self.owned.iter().any(|owned| owned.id() == cell.id()) {
-            self.owned.retain(|owned| !owned.is_gone());
-            self.owned.push(cell.clone());
-        }
-    }
-
-    fn disown_queue(&mut self, cell: &QueueCell) {
-        self.owned.retain(|owned| owned.id() != cell.id());
-    }
-
     /// Releases everything that the connection holds: consumers end, what is not settled is
     /// requeued in its place, exclusive queues go. Called once, whichever way it ended, also
     /// after a panic.
@@ -408,7 +399,7 @@ impl Connection {
     fn release_holdings(&mut self, worker: &mut Worker) {
         self.end_all_channels(worker);
         self.presence = None;
-        for queue in std::mem::take(&mut self.owned) {
+        for queue in self.owned.take() {
             // Without conditions, deleting can only find that it is gone already.
             let _ = self.vhost().delete_queue(&queue, DeleteIf::default(), &mut worker.drive);
         }

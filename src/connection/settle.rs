@@ -63,8 +63,8 @@ impl Connection {
     pub(super) fn apply_settled(&mut self, number: u16, settled: Settled, worker: &mut Worker) {
         let Settled { delivery, settlement } = settled;
         let channel = self.channel_mut(number);
-        worker.batch.settle(channel.source(delivery.source), delivery.slot, settlement);
-        channel.release_source(delivery.source);
+        worker.batch.settle(channel.sources.queue(delivery.source), delivery.slot, settlement);
+        channel.sources.leave(delivery.source);
         if delivery.counted && channel.gate.give_back() && !self.reopening.contains(&number) {
             self.reopening.push(number);
         }

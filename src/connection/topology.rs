@@ -177,7 +177,7 @@ impl Connection {
             self.vhost().declare_queue(&name, self.id(), declaration, &mut worker.drive)?
         };
         if cell.declaration.owner == Some(self.id()) {
-            self.own_queue(&cell);
+            self.owned.add(&cell);
         }
         cell.name().clone_into(&mut self.channel_mut(number).last_queue);
         let (messages, consumers) = cell.counts();
@@ -202,7 +202,7 @@ impl Connection {
             DeleteIf { unused: delete.if_unused, empty: delete.if_empty, ..DeleteIf::default() };
         self.check_conditions(&cell, delete)?;
         let count = self.vhost().delete_queue(&cell, condition, &mut worker.drive)?;
-        self.disown_queue(&cell);
+        self.owned.remove(&cell);
         Ok(count)
     }
 
