@@ -105,7 +105,7 @@ class Leveret(Broker):
         store = ["--data-dir", "data"] if self.has_store else ["--no-store"]
         options = [*store, "--amqp-listen", "127.0.0.1:0", "--ready-file", str(ready)]
         self.spawn([*self.wrapper, str(self.binary), "serve", *options], os.environ.copy())
-        self.await_true("written its ready file", 30, ready.exists)
+        self.await_true("written its ready file", 60, ready.exists)
         content = json.loads(ready.read_text())
         self.pid = content["pid"]
         self.port = int(content["amqp"][0].rsplit(":", 1)[1])

@@ -55,9 +55,9 @@ time or memory. The lines in the plots go through medians, the upright ones from
 lowest value to the highest."""
 
 INSTRUCTIONS = """\
-What Leveret itself executes in user space, counted by valgrind (`scripts/benchlib/instructions.py`
-says how). Other work on the machine does not show in it, so that a change of a few percent means
-something."""
+What Leveret itself executes in user space, without a store, counted by valgrind
+(`scripts/benchlib/instructions.py` says how). Other work on the machine hardly shows in it, so
+that a change by a few percent means something."""
 
 
 def charts(results):
@@ -116,6 +116,8 @@ def instructions(results):
     if not counts:
         return
     yield from ["", "## Instructions", "", INSTRUCTIONS, ""]
-    yield from ["| scenario | instructions for each message or operation |", "| --- | ---: |"]
-    for name, count in counts.items():
-        yield f"| {name} | {count if isinstance(count, str) else figures.shown(count, 'count')} |"
+    yield from ["| scenario | load | instructions for each message or operation |"]
+    yield from ["| --- | --- | ---: |"]
+    for name, (options, count) in counts.items():
+        count = count if isinstance(count, str) else figures.shown(count, "count")
+        yield f"| {name} | `{options or '(defaults)'}` | {count} |"

@@ -30,7 +30,8 @@ def ratio(ours, theirs, kind):
     if worse <= 0:
         return "-"
     factor = better / worse
-    return f"{factor:,.1f} x" if factor < 100 else f"{factor:,.0f} x"
+    digits = 2 if factor < 1 else 1 if factor < 100 else 0
+    return f"{factor:,.{digits}f} x"
 
 
 def judged(value, kind, wanted):
@@ -58,10 +59,10 @@ class Results:
         self.instructions = kept.get("instructions", {})
         self.head = kept.get("head", {})
 
-    def note(self, part, figure, broker, value, kind, wanted=None):
+    def note(self, part, figure, broker, value, kind, wanted=None, is_compared=True):
+        """`wanted` is a sign and a limit; what is not compared gets no ratio."""
         row = self.parts.setdefault(part, {}).setdefault(figure, {})
-        row.setdefault("kind", kind)
-        row.setdefault("wanted", wanted)
+        row.update(kind=kind, wanted=wanted, is_compared=is_compared)
         row.setdefault("values", {}).setdefault(broker, []).append(value)
 
     def point(self, plot, line, key, x, y):
@@ -118,7 +119,8 @@ class Results:
                 cells.append("-")
             if name != names[0]:
                 both = [medians.get(names[0]), medians.get(name)]
-                cells.append("-" if None in both else ratio(*both, kind))
+                is_compared = row["is_compared"] and None not in both
+                cells.append(ratio(*both, kind) if is_compared else "-")
         if has_wanted:
             cells.append(judged(medians.get(names[0]), kind, row["wanted"]))
         return cells
