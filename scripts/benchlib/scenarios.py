@@ -70,7 +70,7 @@ class Run:
         for remark in figures["notes"]:
             # A busy share differs from run to run, and the rest of the sentence says enough.
             self.results.remark(self.scenario.name, self.name, remark.split(":")[0].strip())
-        self.results.head.setdefault("servers", {}).setdefault(self.name, figures.get("server"))
+        self.results.head["servers"].setdefault(self.name, figures.get("server"))
         return figures
 
     def timed(self, broker, options, documented=None):
