@@ -4,12 +4,11 @@
 //! and reports what it is for. Figures are checked for being there and for agreeing with each
 //! other, never for speed. With `AMQP_URI` set, all of it runs against that broker.
 
+#[path = "perf/relay.rs"]
+mod relay;
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
-use std::thread;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -62,38 +61,6 @@ fn check_percentiles(report: &Value, prefix: &str) -> f64 {
     }
     assert!(last > 0.0, "{report}");
     last
-}
-
-/// Relays connections to the broker; once a client has sent `stall_after` bytes on one, nothing of
-/// that comes through for `stall`. Returns the URI of the relay.
-fn stalling_relay(broker: &Broker, stall_after: usize, stall: Duration) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("it is bound");
-    let target = broker.address.clone();
-    thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            let server = TcpStream::connect(&target).expect("the broker listens");
-            let to = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            thread::spawn(move || relay(to.0, to.1, stall_after, stall));
-            thread::spawn(move || relay(server, client, usize::MAX, stall));
-        }
-    });
-    uri(broker).replace(&broker.address, &address.to_string())
-}
-
-fn relay(mut from: TcpStream, mut to: TcpStream, stall_after: usize, stall: Duration) {
-    let (mut buffer, mut passed, mut has_stalled) = ([0; 4096], 0, false);
-    while let Ok(count @ 1..) = from.read(&mut buffer) {
-        passed += count;
-        if passed > stall_after && !has_stalled {
-            has_stalled = true;
-            thread::sleep(stall);
-        }
-        if to.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(Shutdown::Write);
 }
 
 #[test]
@@ -183,7 +150,8 @@ fn an_open_loop_reports_deliveries_and_confirms() {
 fn a_stall_counts_for_every_message_that_was_due_meanwhile() {
     let broker = Broker::start();
     for confirms in ["", "--confirms 1"] {
-        let relayed = stalling_relay(&broker, 6000, Duration::from_millis(500));
+        let relay = relay::stalling(&broker.address, 6000, Duration::from_millis(500));
+        let relayed = uri(&broker).replace(&broker.address, &relay.to_string());
         let prefix = unique("perf");
         let options =
             format!("--latency --rate 200 --count 200 {confirms} --queue-prefix {prefix}");
@@ -396,4 +364,36 @@ fn what_an_operator_has_declared_is_used_and_left_alone() {
     perf(&uri(&broker), &format!("{options} --producers 0")).whole();
     assert_eq!(client.counts(1, &queue).0, 0);
     client.call(1, &format!("queue.delete queue={queue}"));
+}
+
+#[test]
+fn all_goes_through_tls_as_well() {
+    let broker = Broker::start();
+    let relay = relay::Tls::new(&broker.address);
+    let secure = uri(&broker).replace("amqp://", "amqps://");
+    let secure = secure.replace(&broker.address, &relay.address.to_string());
+    let authority = format!("--tls-ca {}", relay.authority.path().display());
+    for load in [
+        "--count 5000 --verify",
+        "--count 600 --verify --size 200000 --confirms 10 --ack-every 5 --prefetch 20",
+        "--latency --rate 200 --count 100 --confirms 100",
+        "--latency --count 20 --warmup 0",
+        "--exchange topic --bindings 20 --fill 500",
+        "--churn connections --count 5",
+        "--churn bind --count 50 --pipeline 10",
+        "--idle-connections 3 --duration 0.1",
+    ] {
+        perf(&secure, &format!("{load} {authority} --queue-prefix {}", unique("perf"))).whole();
+    }
+    let options = format!("--count 10 --queue-prefix {}", unique("perf"));
+    perf(&secure, &format!("{options} --tls-insecure")).whole();
+
+    let other = relay::Tls::new(&broker.address);
+    let stranger = format!("{options} --tls-ca {}", other.authority.path().display());
+    let run = perf(&secure, &stranger);
+    assert_eq!(run.code, Some(1), "{}", run.report);
+    assert!(run.stderr.contains("certificate"), "{}", run.stderr);
+    let run = perf(&uri(&broker).replace("amqp://", "amqps://"), &stranger);
+    assert_eq!(run.code, Some(1), "there is no TLS: {}", run.report);
+    assert!(run.stderr.contains("cannot connect to"), "{}", run.stderr);
 }

@@ -2,6 +2,8 @@
 //!
 //! Owns names and words; what options mean together is the plan's.
 
+use std::path::PathBuf;
+
 use clap::ValueEnum;
 
 /// What a churn run does again and again.
@@ -35,9 +37,15 @@ pub enum Kind {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_long_help = NOTES)]
 pub struct Args {
-    /// The broker; %2F is the virtual host "/"
+    /// The broker; %2F is the virtual host "/", and amqps:// is TLS
     #[arg(long, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
     pub uri: String,
+    /// With amqps://, trust the certificates in this PEM file instead of the machine's
+    #[arg(long, value_name = "FILE", conflicts_with = "tls_insecure")]
+    pub tls_ca: Option<PathBuf>,
+    /// With amqps://, take any certificate
+    #[arg(long)]
+    pub tls_insecure: bool,
     /// Connections that publish
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub producers: usize,
@@ -211,6 +219,8 @@ Examples:
   A queue that an operator has declared, with messages like those of an application:
     leveret perf --predeclared --queue orders --size 2000 --property content-type=text/plain \
         --property header.tenant=blue
+  TLS with an authority of one's own:
+    leveret perf --uri amqps://guest:guest@broker.example/%2F --tls-ca ca.pem
   Memory of 1000 idle connections, held for 5 seconds:
     leveret perf --idle-connections 1000 --duration 5 --broker-pid 4711
   A priority queue of ten levels, and a queue of dead letters, each message checked:

@@ -33,7 +33,7 @@ pub(crate) fn churn(plan: &Plan, control: &mut Link, report: &mut Report) -> Res
         let text = format!("the broker takes {channels} channels at once: lower --pipeline");
         return Err(PerfError::Refused(text));
     }
-    let opening = Opening::like(control, &plan.uri);
+    let opening = Opening::like(control, &plan.endpoint);
     let resident = || plan.broker.and_then(Process::memory).map(|memory| memory.resident);
     let before = resident();
     let run = Run { plan, churn, opening: &opening, board: Board::new(plan.producers) };

@@ -2,8 +2,6 @@
 //!
 //! Owns what methods mean to a publisher's connection. The window's arithmetic is in `window`.
 
-use std::io::Write;
-use std::net::TcpStream;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -12,6 +10,7 @@ use super::board::Board;
 use super::ears::Ears;
 use super::inbox::Inbox;
 use super::link::{FINISH_TIMEOUT, Link, PerfError, closing_frame};
+use super::socket::Socket;
 use super::timetable::Lateness;
 use super::walk::Sink;
 use super::window::Window;
@@ -77,7 +76,7 @@ impl Sink for Confirms<'_> {
 
 /// One message after the other, each of which waits for its confirm.
 pub(crate) struct Asking<'a> {
-    stream: TcpStream,
+    socket: Socket,
     inbox: Inbox,
     confirms: Confirms<'a>,
 }
@@ -86,15 +85,15 @@ impl<'a> Asking<'a> {
     /// Takes a connection over; the board is for notices and for the counts of its first worker.
     pub(crate) fn new(mut link: Link, board: &'a Board) -> Result<Self, PerfError> {
         link.select_confirms()?;
-        let (stream, leftover) = link.into_parts();
-        let inbox = Inbox::new(stream.try_clone()?, leftover, 64 << 10);
-        Ok(Self { stream, inbox, confirms: Confirms::new(board, 0, "publisher") })
+        let (socket, leftover) = link.into_parts();
+        let inbox = Inbox::new(socket.clone(), leftover, 64 << 10);
+        Ok(Self { socket, inbox, confirms: Confirms::new(board, 0, "publisher") })
     }
 
     /// The time from the write to the confirm, or an error after `timeout` or a refusal.
     pub(crate) fn once(&mut self, bytes: &[u8], timeout: Duration) -> Result<Duration, PerfError> {
         let began = Instant::now();
-        self.stream.write_all(bytes)?;
+        self.socket.send(bytes)?;
         self.confirms.window.sent(1);
         while self.confirms.window.outstanding() > 0 {
             if !self.confirms.read(&mut self.inbox)? && began.elapsed() > timeout {
@@ -110,7 +109,7 @@ impl<'a> Asking<'a> {
 
     /// Closes the connection.
     pub(crate) fn close(mut self) -> Result<(), PerfError> {
-        self.stream.write_all(&closing_frame())?;
+        self.socket.send(&closing_frame())?;
         self.inbox.await_close(FINISH_TIMEOUT);
         Ok(())
     }

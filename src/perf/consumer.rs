@@ -3,8 +3,6 @@
 //! Owns the rhythm of acks. Messages are counted without looking at them; in a verified run each
 //! delivery's tag and stamp go into a [`Ledger`], in a timed run its lateness into a histogram.
 
-use std::io::Write;
-use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +14,7 @@ use super::inbox::Inbox;
 use super::latency::Latencies;
 use super::ledger::Ledger;
 use super::link::{CHANNEL, FINISH_TIMEOUT, Link, POLL, PerfError, closing_frame};
+use super::socket::Socket;
 use super::timetable::{Lateness, Timetable};
 use super::walk::Sink;
 use crate::codec::encode;
@@ -56,7 +55,7 @@ pub(crate) struct Consumer {
     worker: usize,
     number: usize,
     taking: Taking,
-    stream: TcpStream,
+    socket: Socket,
     inbox: Inbox,
 }
 
@@ -70,9 +69,9 @@ impl Consumer {
         queue: &str,
     ) -> Result<Self, PerfError> {
         link.consume(queue, taking.prefetch, taking.ack_every.is_none())?;
-        let (stream, leftover) = link.into_parts();
-        let inbox = Inbox::new(stream.try_clone()?, leftover, BUFFER_BYTES);
-        Ok(Self { name: format!("consumer-{number}"), worker, number, taking, stream, inbox })
+        let (socket, leftover) = link.into_parts();
+        let inbox = Inbox::new(socket.clone(), leftover, BUFFER_BYTES);
+        Ok(Self { name: format!("consumer-{number}"), worker, number, taking, socket, inbox })
     }
 
     /// The thread's name.
@@ -81,8 +80,8 @@ impl Consumer {
     }
 
     /// Another handle of the socket, to end a thread that hangs in it.
-    pub(crate) fn socket(&self) -> Result<TcpStream, PerfError> {
-        Ok(self.stream.try_clone()?)
+    pub(crate) fn socket(&self) -> Socket {
+        self.socket.clone()
     }
 
     /// Consumes until the board says stop; returns what was seen.
@@ -108,7 +107,7 @@ impl Consumer {
     }
 
     fn take<S: Sink + Listening>(self, board: &Board, sink: &mut S) -> Result<(), PerfError> {
-        let Self { worker, taking, mut stream, mut inbox, .. } = self;
+        let Self { worker, taking, socket, mut inbox, .. } = self;
         let mut acks = Acks::new(taking.ack_every);
         let began = Instant::now();
         while board.is_running() {
@@ -124,15 +123,15 @@ impl Consumer {
             // With nothing coming, the broker may be waiting for the acks of an unfinished batch.
             let frames =
                 if is_some { acks.due(inbox.deliveries()) } else { acks.rest(inbox.deliveries()) };
-            stream.write_all(frames)?;
+            socket.send(frames)?;
         }
         // What is left is a courtesy to the broker: failures no longer count.
-        let _ = stream.set_write_timeout(Some(FINISH_TIMEOUT));
-        let _ = stream.write_all(acks.rest(inbox.deliveries()));
-        if stream.write_all(&closing_frame()).is_ok() {
+        let _ = socket.set_write_timeout(FINISH_TIMEOUT);
+        let _ = socket.send(acks.rest(inbox.deliveries()));
+        if socket.send(&closing_frame()).is_ok() {
             inbox.await_close(FINISH_TIMEOUT);
         }
-        let _ = stream.shutdown(Shutdown::Both);
+        socket.shut_down();
         Ok(())
     }
 }
@@ -259,7 +258,7 @@ impl Listening for Looking<'_> {
 /// One message after the other through the broker: a publish, then a wait for its delivery.
 pub(crate) struct Echo<'a> {
     /// Writes publishes.
-    pub(crate) publishing: &'a TcpStream,
+    pub(crate) publishing: &'a Socket,
     /// Reads deliveries.
     pub(crate) inbox: Inbox,
     /// For notices.
@@ -272,7 +271,7 @@ impl Echo<'_> {
         let expected = self.inbox.deliveries() + 1;
         let mut sink = Counting(Ears::new(self.board, "ping-pong"));
         let began = Instant::now();
-        self.publishing.write_all(bytes)?;
+        self.publishing.send(bytes)?;
         while self.inbox.deliveries() < expected {
             let is_some = self.inbox.read(&mut sink)?;
             if let Some(error) = sink.take_error() {

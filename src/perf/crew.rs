@@ -4,8 +4,8 @@
 //! hangs: a worker that does not stop by itself has its socket shut down.
 
 use std::io;
-use std::net::{Shutdown, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,7 @@ use super::producer::Producer;
 use super::progress::{LOOK, Progress};
 use super::report::Report;
 use super::schedule::{Pace, Sent};
+use super::socket::Socket;
 
 /// How long workers may take to stop by themselves, and again after their sockets are shut.
 const STOP_TIMEOUT: Duration = Duration::from_secs(6);
@@ -27,7 +28,7 @@ pub(crate) struct Crew {
     board: Arc<Board>,
     producers: Vec<Producer>,
     consumers: Vec<Consumer>,
-    sockets: Vec<TcpStream>,
+    sockets: Vec<Socket>,
     producing: Vec<JoinHandle<Option<Sent>>>,
     consuming: Vec<JoinHandle<Seen>>,
     progress: Progress,
@@ -39,6 +40,10 @@ pub(crate) struct Outcome {
     pub(crate) seen: Vec<Seen>,
     /// What producers of a timed run sent.
     pub(crate) sent: Vec<Sent>,
+    /// How many messages each producer published.
+    pub(crate) published: Vec<u64>,
+    /// How many messages the broker refused.
+    pub(crate) refused: u64,
 }
 
 impl Crew {
@@ -60,17 +65,17 @@ impl Crew {
         };
         let workers = paces.len();
         for (number, pace) in paces.into_iter().enumerate() {
-            let link = Link::open(&plan.uri)?;
+            let link = Link::open(&plan.endpoint)?;
             let shape = plan.shape_of(number, link.frame_max());
             let producer = Producer::new(link, number, number as u32, pace, &shape)?;
-            crew.sockets.push(producer.socket()?);
+            crew.sockets.push(producer.socket());
             crew.producers.push(producer);
         }
         for number in 0..consumers {
-            let (link, queue) = (Link::open(&plan.uri)?, plan.queue_of(number));
+            let (link, queue) = (Link::open(&plan.endpoint)?, plan.queue_of(number));
             let worker = workers + number;
             let consumer = Consumer::new(link, worker, number, plan.taking, queue)?;
-            crew.sockets.push(consumer.socket()?);
+            crew.sockets.push(consumer.socket());
             crew.consumers.push(consumer);
         }
         Ok(crew)
@@ -105,10 +110,9 @@ impl Crew {
         self.board.totals()
     }
 
-    /// What each of the first `producers` workers published.
-    pub(crate) fn published(&self, producers: usize) -> Vec<u64> {
-        use std::sync::atomic::Ordering::Relaxed;
-        (0..producers).map(|worker| self.board.tally(worker).published.load(Relaxed)).collect()
+    /// What each producer has published until now.
+    pub(crate) fn published(&self) -> Vec<u64> {
+        published(&self.board, self.producing.len())
     }
 
     /// Whether every producer has ended.
@@ -142,15 +146,19 @@ impl Crew {
         self.board.stop();
         self.await_stop();
         for socket in self.sockets.drain(..) {
-            let _ = socket.shutdown(Shutdown::Both);
+            socket.shut_down();
         }
         self.await_stop();
         if let Some((worker, error)) = self.board.take_failure() {
             eprintln!("{worker} failed");
             return Err(error);
         }
+        // Counts grow until the threads have ended.
+        let producers = self.producing.len();
         let sent = joined(self.producing)?.into_iter().flatten().collect();
-        Ok(Outcome { seen: joined(self.consuming)?, sent })
+        let seen = joined(self.consuming)?;
+        let published = published(&self.board, producers);
+        Ok(Outcome { seen, sent, published, refused: self.board.totals().refused })
     }
 
     fn await_stop(&self) {
@@ -161,6 +169,10 @@ impl Crew {
             thread::sleep(LOOK);
         }
     }
+}
+
+fn published(board: &Board, producers: usize) -> Vec<u64> {
+    (0..producers).map(|worker| board.tally(worker).published.load(Relaxed)).collect()
 }
 
 /// What the threads return that have ended.

@@ -21,7 +21,7 @@ pub(crate) fn with_queues(
     report: &mut Report,
     scenario: fn(&Plan, &mut Link, &mut Report) -> Result<(), PerfError>,
 ) -> Result<(), PerfError> {
-    let mut control = Link::open(&plan.uri)?;
+    let mut control = Link::open(&plan.endpoint)?;
     report.text("server", control.server());
     declare(plan, &mut control)?;
     plan.broker.iter().for_each(|broker| broker.reset_peak());
@@ -52,7 +52,7 @@ fn declare(plan: &Plan, control: &mut Link) -> Result<(), PerfError> {
 
 /// Binds the queues, many requests at once: there may be hundreds of thousands.
 fn bind(plan: &Plan, exchange: &Exchange, control: &Link) -> Result<(), PerfError> {
-    let opening = Opening::like(control, &plan.uri);
+    let opening = Opening::like(control, &plan.endpoint);
     let mut dialogue = Dialogue::open(&opening)?;
     let mut bindings = exchange.bindings(plan.queues.len()).peekable();
     let (mut bound, mut shown) = (0, Instant::now());

@@ -3,16 +3,13 @@
 //! Owns the order of the handshake and what a wrong answer means. What can be encoded once is: an
 //! operation costs the generator its system calls and a walk over frame headers.
 
-use std::io::Write;
-use std::net::TcpStream;
 use std::time::Instant;
-
-use amq_protocol::uri::AMQPUri;
 
 use super::inbox::Inbox;
 use super::latency::Latencies;
-use super::link::{ANSWER_TIMEOUT, CHANNEL, Link, Notice, PerfError, closing_frame, connect};
+use super::link::{ANSWER_TIMEOUT, CHANNEL, Link, Notice, PerfError, closing_frame};
 use super::methods;
+use super::socket::{Endpoint, Socket};
 use super::walk::Sink;
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::hot;
@@ -42,14 +39,15 @@ const BUFFER_BYTES: usize = 16 << 10;
 
 /// What opens and closes a connection, encoded.
 pub(crate) struct Opening {
-    uri: AMQPUri,
+    endpoint: Endpoint,
     steps: Vec<(Vec<u8>, Answer)>,
     closing: Vec<u8>,
 }
 
 impl Opening {
     /// For connections to the broker that `control` is connected to, with the same limits.
-    pub(crate) fn like(control: &Link, uri: &AMQPUri) -> Self {
+    pub(crate) fn like(control: &Link, endpoint: &Endpoint) -> Self {
+        let uri = &endpoint.uri;
         let tune_ok = methods::tune_ok(control.channel_max(), control.frame_max());
         let mut tune_and_open = methods::frame(0, &tune_ok);
         tune_and_open.extend(methods::frame(0, &methods::open(uri)));
@@ -59,13 +57,13 @@ impl Opening {
             (tune_and_open, CONNECTION_OPEN_OK),
             (methods::frame(CHANNEL, &methods::open_channel()), CHANNEL_OPEN_OK),
         ];
-        Self { uri: uri.clone(), steps, closing: closing_frame() }
+        Self { endpoint: endpoint.clone(), steps, closing: closing_frame() }
     }
 }
 
 /// One open connection with one channel.
 pub(crate) struct Dialogue<'a> {
-    stream: TcpStream,
+    socket: Socket,
     inbox: Inbox,
     opening: &'a Opening,
 }
@@ -73,9 +71,9 @@ pub(crate) struct Dialogue<'a> {
 impl<'a> Dialogue<'a> {
     /// Opens a connection and a channel.
     pub(crate) fn open(opening: &'a Opening) -> Result<Self, PerfError> {
-        let stream = connect(&opening.uri)?;
-        let inbox = Inbox::new(stream.try_clone()?, Vec::new(), BUFFER_BYTES);
-        let mut dialogue = Self { stream, inbox, opening };
+        let socket = opening.endpoint.connect()?;
+        let inbox = Inbox::new(socket.clone(), Vec::new(), BUFFER_BYTES);
+        let mut dialogue = Self { socket, inbox, opening };
         for (bytes, answer) in &opening.steps {
             dialogue.ask(bytes, &mut Answers::new(*answer, 1))?;
         }
@@ -84,7 +82,7 @@ impl<'a> Dialogue<'a> {
 
     /// Writes requests and waits for all their answers.
     pub(crate) fn ask(&mut self, bytes: &[u8], answers: &mut Answers<'_>) -> Result<(), PerfError> {
-        self.stream.write_all(bytes)?;
+        self.socket.send(bytes)?;
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         while answers.left > 0 {
             let is_some = self.inbox.read(answers)?;

@@ -2,18 +2,15 @@
 //!
 //! Owns the buffer and the walk over it. What the frames mean is the sink's business.
 
-use std::io::Read;
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use super::link::{Notice, PerfError, is_timeout};
+use super::socket::Socket;
 use super::walk::{Sink, Walk};
 
 /// A socket and the bytes read from it.
 pub(crate) struct Inbox {
-    stream: TcpStream,
+    socket: Socket,
     buffer: Vec<u8>,
     filled: usize,
     /// Whether `buffer` begins with bytes that were read before this inbox took over.
@@ -23,19 +20,16 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     /// Takes a connection over, with what was read from it already.
-    pub(crate) fn new(stream: TcpStream, leftover: Vec<u8>, capacity: usize) -> Self {
+    pub(crate) fn new(socket: Socket, leftover: Vec<u8>, capacity: usize) -> Self {
         let filled = leftover.len();
         let mut buffer = leftover;
         buffer.resize(capacity.max(filled * 2), 0);
-        Self { stream, buffer, filled, has_leftover: filled > 0, walk: Walk::default() }
+        Self { socket, buffer, filled, has_leftover: filled > 0, walk: Walk::default() }
     }
 
-    /// Waits until there is something to read, at most for `timeout`, which is kept more exactly
-    /// than the socket's own: the kernel counts that in ticks. Returns whether there is.
+    /// Waits until there is something to read, at most for `timeout`; returns whether there is.
     pub(crate) fn wait(&self, timeout: Duration) -> bool {
-        let timeout = Timespec::try_from(timeout).ok();
-        // What is wrong with the socket, the next read will tell.
-        poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], timeout.as_ref()) != Ok(0)
+        self.has_leftover || self.socket.wait(timeout)
     }
 
     /// Deliveries completed so far.
@@ -46,7 +40,7 @@ impl Inbox {
     /// Reads once and walks what came; `false` when nothing came within the socket's timeout.
     pub(crate) fn read<S: Sink>(&mut self, sink: &mut S) -> Result<bool, PerfError> {
         if !self.has_leftover {
-            match self.stream.read(&mut self.buffer[self.filled..]) {
+            match self.socket.read(&mut self.buffer[self.filled..]) {
                 Ok(0) => return Err(PerfError::Gone("during the run")),
                 Ok(count) => self.filled += count,
                 Err(error) if is_timeout(&error) => return Ok(false),

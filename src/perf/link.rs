@@ -3,13 +3,13 @@
 //! Owns the socket while requests are answered one by one; a producer or consumer then takes the
 //! socket over with [`Link::into_parts`]. Every wait here has a deadline.
 
-use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io;
 use std::time::{Duration, Instant};
 
-use amq_protocol::uri::{AMQPScheme, AMQPUri};
+use amq_protocol::uri::AMQPUri;
 
 use super::methods::{self, Declare};
+use super::socket::{Endpoint, Socket};
 use crate::codec::encode::PROTOCOL_HEADER;
 use crate::codec::frame::{self, FrameKind};
 use crate::codec::method::{
@@ -105,7 +105,7 @@ impl Notice {
 
 /// A connection on which requests are answered one by one.
 pub(crate) struct Link {
-    stream: TcpStream,
+    socket: Socket,
     input: Vec<u8>,
     frame_max: u32,
     channel_max: u16,
@@ -114,18 +114,16 @@ pub(crate) struct Link {
 
 impl Link {
     /// Connects, authenticates and opens the virtual host and one channel.
-    pub(crate) fn open(uri: &AMQPUri) -> Result<Self, PerfError> {
-        if uri.scheme == AMQPScheme::AMQPS {
-            return Err(PerfError::Refused("amqps:// is not supported yet: use amqp://".into()));
-        }
+    pub(crate) fn open(endpoint: &Endpoint) -> Result<Self, PerfError> {
         let mut link = Self {
-            stream: connect(uri)?,
+            socket: endpoint.connect()?,
             input: Vec::new(),
             frame_max: 0,
             channel_max: 0,
             server: String::new(),
         };
-        link.stream.write_all(&PROTOCOL_HEADER)?;
+        let uri = &endpoint.uri;
+        link.socket.send(&PROTOCOL_HEADER)?;
         link.authenticate(uri)?;
         link.send(0, &methods::open(uri))?;
         match link.receive("open the virtual host")? {
@@ -222,7 +220,7 @@ impl Link {
 
     /// Closes the connection and waits for the answer.
     pub(crate) fn close(mut self) -> Result<(), PerfError> {
-        self.stream.write_all(&closing_frame())?;
+        self.socket.send(&closing_frame())?;
         match self.receive("close the connection")? {
             AMQPClass::Connection(connection::AMQPMethod::CloseOk(_)) => Ok(()),
             other => Err(unexpected("connection.close-ok", &other)),
@@ -230,8 +228,8 @@ impl Link {
     }
 
     /// Gives the socket away, with bytes that were read already.
-    pub(crate) fn into_parts(self) -> (TcpStream, Vec<u8>) {
-        (self.stream, self.input)
+    pub(crate) fn into_parts(self) -> (Socket, Vec<u8>) {
+        (self.socket, self.input)
     }
 
     fn call(&mut self, class: &AMQPClass, what: &'static str) -> Result<AMQPClass, PerfError> {
@@ -240,7 +238,7 @@ impl Link {
     }
 
     fn send(&mut self, channel: u16, class: &AMQPClass) -> Result<(), PerfError> {
-        Ok(self.stream.write_all(&methods::frame(channel, class))?)
+        Ok(self.socket.send(&methods::frame(channel, class))?)
     }
 
     /// The next method, whichever channel it is for; notices of blocking are passed over.
@@ -263,7 +261,7 @@ impl Link {
     fn fill(&mut self, deadline: Instant, what: &'static str) -> Result<(), PerfError> {
         let mut part = [0; 4096];
         while Instant::now() < deadline {
-            match self.stream.read(&mut part) {
+            match self.socket.read(&mut part) {
                 Ok(0) => return Err(PerfError::Gone("")),
                 Ok(count) => {
                     self.input.extend_from_slice(&part[..count]);
@@ -286,29 +284,6 @@ pub(crate) fn is_timeout(error: &io::Error) -> bool {
 /// `connection.close`, ready to be written.
 pub(crate) fn closing_frame() -> Vec<u8> {
     methods::frame(0, &methods::close())
-}
-
-/// Connects to the broker of a URI, without AMQP as yet.
-pub(crate) fn connect(uri: &AMQPUri) -> Result<TcpStream, PerfError> {
-    let place = format!("{}:{}", uri.authority.host, uri.authority.port);
-    let failed = |error| PerfError::Connect(place.clone(), error);
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in place.to_socket_addrs().map_err(failed)? {
-        match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(POLL))?;
-                stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    if last.kind() == io::ErrorKind::AddrNotAvailable {
-        let text = "no local port is free: connections that were closed keep theirs for a minute";
-        last = io::Error::new(last.kind(), text);
-    }
-    Err(failed(last))
 }
 
 /// The first frame's method (`None` for other frames) and the frame's length.

@@ -25,7 +25,6 @@ pub(crate) fn latency(
     let end = crew.end("", report);
     let is_done = crew.wait(plan.deadline, |crew| is_drained(plan, crew));
     report_memory(report, plan.broker);
-    let (sent, refused) = (crew.published(plan.producers), crew.totals().refused);
     let undelivered = undelivered(plan, &crew);
     let outcome = crew.finish()?;
     report_rates(plan, &begin.until(&end), report);
@@ -38,7 +37,7 @@ pub(crate) fn latency(
     }
     report_latencies(outcome.sent.iter().map(|sent| &sent.late), "sent_late_", report);
     if plan.is_verified {
-        judge(plan, outcome, sent, refused, report)?;
+        judge(plan, &outcome, &outcome, report)?;
     }
     if !is_done {
         report.count("undelivered", undelivered);

@@ -1,10 +1,10 @@
 //! A run as it was asked for, checked: what the options mean together.
 //!
-//! Owns the shares of counts and queues. It does no IO.
+//! Owns the shares of counts and queues. It does no IO but to read certificates.
 
 use std::time::Duration;
 
-use amq_protocol::uri::AMQPUri;
+use amq_protocol::uri::{AMQPScheme, AMQPUri};
 use clap::ValueEnum;
 
 use super::args::{Args, Churn, Kind};
@@ -16,7 +16,9 @@ use super::name_value::{message_properties, queue_arguments};
 use super::process::Process;
 use super::rules;
 use super::schedule::Pace;
+use super::socket::Endpoint;
 use super::timetable::Timetable;
+use super::tls::Trust;
 use super::topology::Exchange;
 use crate::codec::method::{AMQPProperties, AMQPValue, FieldTable, ShortString};
 
@@ -24,7 +26,7 @@ use crate::codec::method::{AMQPProperties, AMQPValue, FieldTable, ShortString};
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// Where the broker is.
-    pub(crate) uri: AMQPUri,
+    pub(crate) endpoint: Endpoint,
     /// Producers.
     pub(crate) producers: usize,
     /// Consumers.
@@ -85,7 +87,7 @@ impl Plan {
     /// Checks options against each other; the error says what to change.
     pub(crate) fn checked(args: &Args) -> Result<Self, String> {
         rules::check(args)?;
-        let uri: AMQPUri = args.uri.parse().map_err(|error| format!("--uri: {error}"))?;
+        let endpoint = endpoint(args)?;
         let seconds = |value: f64| Duration::try_from_secs_f64(value);
         let time = |name, value| seconds(value).map_err(|error| format!("--{name}: {error}"));
         let prefix = match &args.queue_prefix {
@@ -93,7 +95,7 @@ impl Plan {
             None => format!("leveret-perf-{}", std::process::id()),
         };
         let mut plan = Self {
-            uri,
+            endpoint,
             producers: args.producers,
             consumers: args.consumers,
             queues: queues(args, &prefix),
@@ -236,11 +238,21 @@ impl Plan {
 
     /// How many deliveries come of what each producer published.
     pub(crate) fn deliveries_of(&self, published: &[u64]) -> u64 {
-        let consumed = |producer: usize| {
-            (0..self.consumed_queues()).filter(|&queue| self.reaches(producer, queue)).count()
+        self.copies_in(self.consumed_queues(), published)
+    }
+
+    /// How many messages come into all queues of what each producer published.
+    pub(crate) fn copies_of(&self, published: &[u64]) -> u64 {
+        self.copies_in(self.queues.len(), published)
+    }
+
+    fn copies_in(&self, queues: usize, published: &[u64]) -> u64 {
+        let copies = |producer: usize| match self.is_fanout() {
+            true => queues as u64,
+            false => u64::from(producer % self.queues.len() < queues),
         };
         let all = published.iter().enumerate();
-        all.map(|(producer, count)| count.saturating_mul(consumed(producer) as u64)).sum()
+        all.map(|(producer, count)| count.saturating_mul(copies(producer))).sum()
     }
 
     /// A pace for each producer, with the count shared out.
@@ -310,6 +322,20 @@ impl Plan {
         }
         parts.join(", ")
     }
+}
+
+fn endpoint(args: &Args) -> Result<Endpoint, String> {
+    let uri: AMQPUri = args.uri.parse().map_err(|error| format!("--uri: {error}"))?;
+    let trust = match &args.tls_ca {
+        _ if args.tls_insecure => Trust::Anything,
+        Some(file) => Trust::Authorities(file),
+        None => Trust::System,
+    };
+    let has_tls_option = args.tls_ca.is_some() || args.tls_insecure;
+    if has_tls_option && uri.scheme != AMQPScheme::AMQPS {
+        return Err("--tls-ca and --tls-insecure are for amqps:// in --uri".into());
+    }
+    Endpoint::new(uri, trust)
 }
 
 fn queues(args: &Args, prefix: &str) -> Vec<String> {
@@ -389,7 +415,7 @@ mod tests {
     #[test]
     fn a_queue_without_consumer_is_known() {
         let plan = plan("--producers 2 --consumers 1 --queues 2").expect("a plan");
-        assert_eq!(plan.deliveries_of(&[3, 5]), 3);
+        assert_eq!((plan.deliveries_of(&[3, 5]), plan.copies_of(&[3, 5])), (3, 8));
         let plan = plan_of("--producers 2 --consumers 5 --queues 3 --exchange fanout");
         assert_eq!(plan.deliveries_of(&[3, 5]), 24);
     }
@@ -454,6 +480,10 @@ mod tests {
             "--queues 0",
             "--duration -1",
             "--uri http://localhost",
+            "--tls-insecure",
+            "--uri amqps://localhost --tls-insecure --tls-ca Cargo.toml",
+            "--uri amqps://localhost --tls-ca Cargo.toml",
+            "--uri amqps://localhost --tls-ca /none",
             "--fill 5 --latency",
             "--fill 5 --dead-letter",
             "--priorities 0",

@@ -4,8 +4,6 @@
 //! second thread sleeps in a read, to hear of blocking and errors; with confirms the producer
 //! itself reads whenever its window is nearly full.
 
-use std::io::Write;
-use std::net::{Shutdown, TcpStream};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -19,6 +17,7 @@ use super::ears::Ears;
 use super::inbox::Inbox;
 use super::link::{FINISH_TIMEOUT, Link, POLL, PerfError, closing_frame, is_timeout};
 use super::schedule::{Pace, Room, Schedule, Sent, WHOLE_TIMEOUT};
+use super::socket::Socket;
 use super::walk::Sink;
 
 /// Bytes per write: large enough that system calls do not count, small enough for the cache.
@@ -33,7 +32,7 @@ pub(crate) struct Producer {
     worker: usize,
     number: u32,
     pace: Pace,
-    stream: TcpStream,
+    socket: Socket,
     inbox: Inbox,
     block: Block,
 }
@@ -53,10 +52,10 @@ impl Producer {
         let window = pace.window.unwrap_or(u64::MAX);
         let messages_max = usize::try_from(window).unwrap_or(usize::MAX);
         let block = Block::new(shape, BLOCK_BYTES, messages_max);
-        let (stream, leftover) = link.into_parts();
-        stream.set_write_timeout(Some(POLL))?;
-        let inbox = Inbox::new(stream.try_clone()?, leftover, 64 << 10);
-        Ok(Self { name: format!("producer-{number}"), worker, number, pace, stream, inbox, block })
+        let (socket, leftover) = link.into_parts();
+        socket.set_write_timeout(POLL)?;
+        let inbox = Inbox::new(socket.clone(), leftover, 64 << 10);
+        Ok(Self { name: format!("producer-{number}"), worker, number, pace, socket, inbox, block })
     }
 
     /// The thread's name.
@@ -65,8 +64,8 @@ impl Producer {
     }
 
     /// Another handle of the socket, to end a thread that hangs in it.
-    pub(crate) fn socket(&self) -> Result<TcpStream, PerfError> {
-        Ok(self.stream.try_clone()?)
+    pub(crate) fn socket(&self) -> Socket {
+        self.socket.clone()
     }
 
     /// Publishes until the count is reached or the board says stop.
@@ -87,7 +86,7 @@ impl Producer {
     }
 
     fn run_unconfirmed(self, board: &Arc<Board>) -> Result<Option<Sent>, PerfError> {
-        let Self { name, worker, number, pace, stream, mut inbox, mut block } = self;
+        let Self { name, worker, number, pace, socket, mut inbox, mut block } = self;
         let watched = Arc::clone(board);
         let watch_name = name.clone();
         let watch = thread::Builder::new().name(format!("{name}-in")).spawn(move || {
@@ -108,7 +107,7 @@ impl Producer {
                 Room::Wait(pause) => thread::sleep(pause),
                 Room::Now(count) => {
                     schedule.note(sent);
-                    let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
+                    let whole = publish(&mut block, &pace, number, sent, count, &socket, board)?;
                     is_whole = whole == count;
                     sent += whole;
                     board.tally(worker).published.store(sent, Relaxed);
@@ -117,7 +116,7 @@ impl Producer {
         }
         // A broker may hold the socket back; only whole frames may be followed by a close, and
         // the close-ok tells that all before it was taken.
-        let is_closing = is_whole && write_closing(&stream, &pace, board)?;
+        let is_closing = is_whole && write_closing(&socket, &pace, board)?;
         if is_closing && pace.must_arrive() {
             let deadline = Instant::now() + WHOLE_TIMEOUT;
             while !watch.is_finished() && board.is_running() && Instant::now() < deadline {
@@ -128,13 +127,13 @@ impl Producer {
         while is_closing && !watch.is_finished() && Instant::now() < patience {
             thread::sleep(Duration::from_millis(5));
         }
-        let _ = stream.shutdown(Shutdown::Both);
+        socket.shut_down();
         drop(watch.join());
         Ok(schedule.sent(None))
     }
 
     fn run_confirmed(self, board: &Arc<Board>) -> Result<Option<Sent>, PerfError> {
-        let Self { name, worker, number, pace, stream, mut inbox, mut block } = self;
+        let Self { name, worker, number, pace, socket, mut inbox, mut block } = self;
         let limit = pace.window.unwrap_or(1);
         // Reading and writing in quarters keeps the broker busy while a quarter is on its way.
         let step = (limit / 4).max(1);
@@ -158,7 +157,7 @@ impl Producer {
                 }
                 Room::Now(count) => {
                     schedule.note(sent);
-                    let whole = publish(&mut block, &pace, number, sent, count, &stream, board)?;
+                    let whole = publish(&mut block, &pace, number, sent, count, &socket, board)?;
                     is_whole = whole == count;
                     sent += whole;
                     confirms.window.sent(whole);
@@ -173,10 +172,10 @@ impl Producer {
                 deadline = Instant::now() + FINISH_TIMEOUT;
             }
         }
-        if is_whole && write_closing(&stream, &pace, board)? {
+        if is_whole && write_closing(&socket, &pace, board)? {
             inbox.await_close(FINISH_TIMEOUT);
         }
-        let _ = stream.shutdown(Shutdown::Both);
+        socket.shut_down();
         Ok(schedule.sent(confirms.lateness))
     }
 }
@@ -188,7 +187,7 @@ fn publish(
     producer: u32,
     sequence: u64,
     count: u64,
-    stream: &TcpStream,
+    socket: &Socket,
     board: &Board,
 ) -> Result<u64, PerfError> {
     let messages = count as usize;
@@ -196,7 +195,7 @@ fn publish(
         block.stamp(Stamp { producer, sequence }, messages);
     }
     let bytes = block.run(sequence, messages);
-    let written = write(stream, bytes, pace.patience(), board)?;
+    let written = write(socket, bytes, pace.patience(), board)?;
     // A message cut off in the middle is none.
     Ok(written as u64 * count / bytes.len() as u64)
 }
@@ -204,15 +203,17 @@ fn publish(
 /// Writes all bytes, however long the broker holds them back; once the run is over, only with
 /// `patience`. Returns how many it wrote.
 fn write(
-    mut stream: &TcpStream,
+    socket: &Socket,
     bytes: &[u8],
     patience: Duration,
     board: &Board,
 ) -> Result<usize, PerfError> {
     let mut rest = bytes;
     let mut stopped: Option<Instant> = None;
-    while !rest.is_empty() {
-        match stream.write(rest) {
+    loop {
+        let done = if rest.is_empty() { socket.flush().map(|()| 0) } else { socket.write(rest) };
+        match done {
+            Ok(_) if rest.is_empty() => break,
             Ok(count) => rest = &rest[count..],
             Err(error) if is_timeout(&error) && board.is_publishing() => {}
             Err(error) if is_timeout(&error) => {
@@ -228,9 +229,9 @@ fn write(
 }
 
 /// Writes `connection.close`; `false` when it was cut off.
-fn write_closing(stream: &TcpStream, pace: &Pace, board: &Board) -> Result<bool, PerfError> {
+fn write_closing(socket: &Socket, pace: &Pace, board: &Board) -> Result<bool, PerfError> {
     let closing = closing_frame();
-    Ok(write(stream, &closing, pace.patience(), board)? == closing.len())
+    Ok(write(socket, &closing, pace.patience(), board)? == closing.len())
 }
 
 /// Sleeps in reads until the broker answers our close or the socket ends.

@@ -53,6 +53,8 @@ impl Progress {
 
     /// Begins the measurement: what came before does not count.
     pub(crate) fn begin(&self, board: &Board) -> Sample {
+        // A warm-up of a second has its line, too.
+        self.show_after(board, SECOND / 2);
         self.seconds.replace(Seconds::new(board.totals()));
         Sample::take(board, self.broker)
     }
@@ -61,10 +63,9 @@ impl Progress {
     pub(crate) fn end(&self, board: &Board, phase: &str, report: &mut Report) -> Sample {
         let sample = Sample::take(board, self.broker);
         // The rest of a second says something, its last moment only noise.
-        let seconds = self.seconds.borrow();
-        let is_rest = seconds.samples.is_empty() || seconds.last.0.elapsed() >= SECOND / 10;
-        drop(seconds);
-        if is_rest {
+        let last = self.seconds.borrow().last.0;
+        let is_first = self.seconds.borrow().samples.is_empty();
+        if is_first || last.elapsed() >= SECOND / 10 {
             self.second(board);
         }
         let mut samples = std::mem::take(&mut self.seconds.borrow_mut().samples);
@@ -101,7 +102,11 @@ impl Progress {
 
     /// Shows a line if the last one is a second old.
     pub(crate) fn show(&self, board: &Board) {
-        if self.seconds.borrow().last.0.elapsed() >= SECOND {
+        self.show_after(board, SECOND);
+    }
+
+    fn show_after(&self, board: &Board, age: Duration) {
+        if self.seconds.borrow().last.0.elapsed() >= age {
             let line = self.second(board);
             eprintln!("{:5.1} s{line}", self.began.elapsed().as_secs_f64());
         }

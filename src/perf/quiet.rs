@@ -28,7 +28,7 @@ const ROUND_TRIP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opens `connections` connections with a channel each and holds them.
 pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Result<(), PerfError> {
     // One connection first: what the broker sets up once must not be divided by the others.
-    let first = Link::open(&plan.uri)?;
+    let first = Link::open(&plan.endpoint)?;
     report.text("server", first.server());
     report.text("scenario", format!("{connections} idle connections, one channel each"));
     thread::sleep(Duration::from_millis(500));
@@ -38,7 +38,7 @@ pub(crate) fn idle(plan: &Plan, connections: usize, report: &mut Report) -> Resu
     let begin = progress.begin(&board);
     let mut links = Vec::with_capacity(connections);
     for _ in 0..connections {
-        links.push(Link::open(&plan.uri)?);
+        links.push(Link::open(&plan.endpoint)?);
         board.tally(0).operations.store(links.len() as u64, Relaxed);
         progress.show(&board);
     }
@@ -74,7 +74,7 @@ pub(crate) fn latency(
     if plan.window.is_some() {
         let scenario = format!("a confirm for each message, no consumer, {} B, {kind}", plan.size);
         report.text("scenario", scenario);
-        let link = Link::open(&plan.uri)?;
+        let link = Link::open(&plan.endpoint)?;
         let block = Block::new(&plan.shape_of(0, link.frame_max()), 1, 1);
         let mut asking = Asking::new(link, &board)?;
         round_trips(plan, report, &board, |number| {
@@ -84,11 +84,11 @@ pub(crate) fn latency(
     }
     report.text("scenario", format!("ping-pong, one message in flight, {} B, {kind}", plan.size));
     let queue = plan.queue_of(0);
-    let mut consuming = Link::open(&plan.uri)?;
+    let mut consuming = Link::open(&plan.endpoint)?;
     consuming.consume(queue, 0, true)?;
-    let (stream, leftover) = consuming.into_parts();
-    let inbox = Inbox::new(stream, leftover, 64 << 10);
-    let producing = Link::open(&plan.uri)?;
+    let (socket, leftover) = consuming.into_parts();
+    let inbox = Inbox::new(socket, leftover, 64 << 10);
+    let producing = Link::open(&plan.endpoint)?;
     let block = Block::new(&plan.shape_of(0, producing.frame_max()), 1, 1);
     let (publishing, _) = producing.into_parts();
     let mut echo = Echo { publishing: &publishing, inbox, board: &board };

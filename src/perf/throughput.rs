@@ -2,7 +2,8 @@
 //!
 //! Owns the order of steps; workers, counters and figures are others'.
 
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::consumer::Seen;
 use super::crew::{Crew, Outcome};
@@ -13,6 +14,9 @@ use super::methods::Declare;
 use super::plan::Plan;
 use super::process::Process;
 use super::report::Report;
+
+/// When a queue's length has not changed for this long, it is what it is.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
 
 /// How long a verified run by duration may take to deliver what is still on its way.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,14 +46,11 @@ pub(crate) fn steady(
         crew.wait(DRAIN_TIMEOUT, |crew| is_drained(plan, crew));
     }
     report_memory(report, plan.broker);
-    // Published counts grow until the producers have ended: read them after the threads.
-    let sent = crew.published(plan.producers);
-    let refused = crew.totals().refused;
     let outcome = crew.finish()?;
     let figures = begin.until(&end);
     report_rates(plan, &figures, report);
     if plan.is_verified {
-        judge(plan, outcome, sent, refused, report)?;
+        judge(plan, &outcome, &outcome, report)?;
     }
     if !is_done {
         return Err(PerfError::Late("deliver the whole count (see --deadline)"));
@@ -79,13 +80,15 @@ fn is_count_done(plan: &Plan, crew: &Crew, count: u64) -> bool {
     if plan.consumers == 0 {
         return crew.are_producers_done();
     }
-    if plan.producers == 0 {
-        return crew.totals().delivered >= count;
-    }
     let totals = crew.totals();
+    if plan.producers == 0 {
+        return totals.delivered >= count;
+    }
+    // A message may come before its producer has counted it.
+    let is_sent = totals.published >= count;
     let is_settled = plan.window.is_none() || totals.confirmed + totals.refused >= count;
     let counts: Vec<u64> = plan.paces().iter().filter_map(|pace| pace.count).collect();
-    is_settled && totals.delivered + totals.refused >= plan.deliveries_of(&counts)
+    is_sent && is_settled && totals.delivered + totals.refused >= plan.deliveries_of(&counts)
 }
 
 /// Whether the producers have ended and all that they published has come.
@@ -96,31 +99,31 @@ pub(crate) fn is_drained(plan: &Plan, crew: &Crew) -> bool {
 
 /// Deliveries that are still to come of what was published until now.
 pub(crate) fn undelivered(plan: &Plan, crew: &Crew) -> u64 {
-    let expected = plan.deliveries_of(&crew.published(plan.producers));
+    let expected = plan.deliveries_of(&crew.published());
     let totals = crew.totals();
     expected.saturating_sub(totals.delivered + totals.refused)
 }
 
-/// Adds what a verified run found; anything wrong is an error.
+/// Adds what a verified run found, from what the workers know that published and that consumed,
+/// which may be the same; anything wrong is an error.
 pub(crate) fn judge(
     plan: &Plan,
-    outcome: Outcome,
-    published: Vec<u64>,
-    refused: u64,
+    published: &Outcome,
+    consumed: &Outcome,
     report: &mut Report,
 ) -> Result<(), PerfError> {
     let mut verdict = Verdict::default();
     for queue in 0..plan.consumed_queues() {
         let is_its = |seen: &&Seen| seen.consumer % plan.queues.len() == queue;
-        let seen = outcome.seen.iter().filter(is_its);
+        let seen = consumed.seen.iter().filter(is_its);
         let ledgers: Vec<_> = seen.filter_map(|seen| seen.ledger.as_ref()).collect();
-        let sent = published.iter().enumerate();
+        let sent = published.published.iter().enumerate();
         let sent: Vec<u64> = sent
             .map(|(producer, sent)| if plan.reaches(producer, queue) { *sent } else { 0 })
             .collect();
         verdict.add(&Ledger::judge(&ledgers, &sent));
     }
-    verdict.lost = verdict.lost.saturating_sub(refused);
+    verdict.lost = verdict.lost.saturating_sub(published.refused);
     report.count("lost", verdict.lost);
     report.count("duplicated", verdict.duplicated);
     report.count("out_of_order", verdict.disordered);
@@ -146,8 +149,7 @@ pub(crate) fn backlog(
     crew.start()?;
     let is_filled = crew.wait(plan.deadline, Crew::are_producers_done);
     let fill = begin.until(&crew.end("fill", report));
-    let sent = crew.published(plan.producers);
-    crew.finish()?;
+    let filled = crew.finish()?;
     if !is_filled {
         return Err(PerfError::Late("take the whole backlog (see --deadline)"));
     }
@@ -158,11 +160,8 @@ pub(crate) fn backlog(
         let each = full.saturating_sub(empty) as f64 / count.max(1) as f64;
         report.number("broker_bytes_per_message", each, "bytes");
     }
-    let options = Declare { is_passive: true, ..Declare::default() };
-    let mut waiting = 0;
-    for queue in &plan.queues {
-        waiting += u64::from(control.declare(queue, &options)?);
-    }
+    let waiting =
+        waiting(plan, control, plan.copies_of(&filled.published).saturating_sub(filled.refused))?;
     report.count("waiting", waiting);
     let mut crew = Crew::connect(plan, Vec::new(), plan.consumers)?;
     let begin = crew.begin();
@@ -175,12 +174,32 @@ pub(crate) fn backlog(
     drain.report_written(report, "drain_", drain.delivered);
     report_memory(report, plan.broker);
     if plan.is_verified {
-        judge(plan, outcome, sent, fill.refused, report)?;
+        judge(plan, &filled, &outcome, report)?;
     }
     if !is_drained {
         return Err(PerfError::Late("deliver the whole backlog (see --deadline)"));
     }
     Ok(())
+}
+
+/// How many messages wait in all queues, once there are as many as expected or no more come:
+/// without confirms, a broker may have taken messages that are not in their queues yet.
+fn waiting(plan: &Plan, control: &mut Link, expected: u64) -> Result<u64, PerfError> {
+    let options = Declare { is_passive: true, ..Declare::default() };
+    let (mut last, mut changed) = (0, Instant::now());
+    loop {
+        let mut waiting = 0;
+        for queue in &plan.queues {
+            waiting += u64::from(control.declare(queue, &options)?);
+        }
+        if waiting >= expected || (waiting == last && changed.elapsed() > SETTLE_TIME) {
+            return Ok(waiting);
+        }
+        if waiting != last {
+            (last, changed) = (waiting, Instant::now());
+        }
+        thread::sleep(SETTLE_TIME / 50);
+    }
 }
 
 fn resident(broker: Option<Process>) -> Option<u64> {
