@@ -2,8 +2,8 @@
 //!
 //! Owns when the allocator is asked to. By itself, glibc's gives back what is free at the end of a
 //! heap only: after a backlog of a million messages of 100 bytes was drained but for the last
-//! hundred, 83 MB stayed resident, and 26 MB when it was asked. It must not know what the memory was
-//! used for.
+//! hundred, 83 MB stayed resident, and 26 MB when it was asked. It must not know what the memory
+//! was used for.
 
 /// It is worth asking when so many bytes are free, and a quarter of what was in use.
 const WORTH_BYTES: u64 = 16 * 1024 * 1024;
@@ -40,7 +40,8 @@ impl FreedMemory {
 pub(super) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[allow(unsafe_code)]
-    // SAFETY: malloc_trim(3) may be called at any time from any thread, and touches free memory only.
+    // SAFETY: malloc_trim(3) may be called at any time from any thread, and touches nothing but
+    // free memory.
     unsafe {
         libc::malloc_trim(0);
     }

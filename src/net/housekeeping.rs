@@ -1,7 +1,8 @@
 //! One task that looks after all connections.
 //!
 //! Owns the timer behind heartbeats, handshake and closing deadlines, and the giving back of idle
-//! buffers and of freed memory. One timer for all costs nothing for each read, and little for each connection.
+//! buffers and of freed memory. One timer for all costs nothing for each read, and little for each
+//! connection.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,7 +7,7 @@
 //! them) stay outside as shared [`Bytes`], one copy for all queues that a message was routed to.
 //! Runs of records go to the store as they are (see `records`), so a change of their layout is a
 //! change of the store's format. Only a record that never goes there may be short: when a message
-//! has the same address and header as one before it in the segment, four bytes tell where those are.
+//! has the same address and header as one before it in the segment, four bytes tell where they are.
 //!
 //! A segment may be absent: its messages are elsewhere, and only their numbers are here.
 //!
@@ -233,8 +233,8 @@ pub(super) struct Note {
 #[derive(Debug, Default)]
 pub(super) struct Segment {
     bytes: Vec<u8>,
-    /// The sizes in the head of the newest record with an address and a header, and where these are;
-    /// 0 if there is none.
+    /// The sizes in the head of the newest record with an address and a header, and where those
+    /// are; 0 if there is none.
     newest: (u32, u32),
     shared: Vec<Bytes>,
     /// Bytes of the shared bodies that were added.

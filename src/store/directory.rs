@@ -132,7 +132,7 @@ mod tests {
         let refused = prepare(&path).expect_err("newer").to_string();
         assert!(refused.contains(&format!("format {}", FORMAT + 1)), "{refused}");
         assert!(refused.contains(&format!("format {FORMAT}")), "{refused}");
-        for text in ["", "0", "one"] {
+        for text in ["", "0", "one", "1"] {
             fs::write(path.join(FORMAT_FILE), text).expect("written");
             assert!(matches!(prepare(&path), Err(StoreError::Damaged(_))), "{text:?}");
         }

@@ -325,7 +325,7 @@ fn the_check_counts_what_is_there() {
     store.close();
     let report = check(&files.path(), &mut |_| {}).unwrap();
     let expected = Report {
-        format: 1,
+        format: directory::FORMAT,
         group: report.group,
         synced_group: Some(report.group),
         queues: 1,
