@@ -379,6 +379,8 @@ impl QueueCell {
     pub(crate) fn purge(self: &Arc<Self>, drive: &mut Drive) -> u32 {
         let mut state = self.lock();
         let count = state.queue.purge(&mut drive.effects);
+        // Also when nothing is left: an earlier purge may have had no answer yet.
+        drive.records.is_purge = self.store().is_some();
         state.pacing.release(&mut drive.wakes);
         self.keep(&mut state, drive);
         self.count_memory(&mut state);

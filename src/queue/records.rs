@@ -66,12 +66,16 @@ pub(crate) struct Records {
     pub(crate) heads: Vec<LaneHead>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) bodies: Vec<Bytes>,
+    /// Whether a client is told that messages are gone, so that they must not come back: acks are
+    /// not answered, a purge is.
+    pub(crate) is_purge: bool,
 }
 
 impl Records {
     /// Whether there is nothing to keep.
     pub(crate) fn is_empty(&self) -> bool {
-        self.runs.is_empty() && self.marks.is_empty() && self.heads.is_empty()
+        let has_changes = !self.runs.is_empty() || !self.marks.is_empty() || !self.heads.is_empty();
+        !has_changes && !self.is_purge
     }
 
     /// Forgets everything and keeps the memory.
@@ -81,6 +85,7 @@ impl Records {
         self.heads.clear();
         self.bytes.clear();
         self.bodies.clear();
+        self.is_purge = false;
     }
 }
 

@@ -62,7 +62,7 @@ impl Former {
         batch: &mut Batch,
     ) -> Formed {
         let mut formed = Formed::default();
-        let forgotten = self.take_heads(items, batch);
+        let forgotten = self.take_heads(items, batch, &mut formed);
         self.lanes.write_heads(now, batch);
         self.write_marks(&forgotten, batch);
         self.collect(items, &forgotten, &mut formed);
@@ -82,7 +82,7 @@ impl Former {
     }
 
     /// Brings all lanes to where the group leaves them.
-    fn take_heads(&mut self, items: &[Item], batch: &mut Batch) -> Forgotten {
+    fn take_heads(&mut self, items: &[Item], batch: &mut Batch, formed: &mut Formed) -> Forgotten {
         let mut forgotten = Forgotten::default();
         self.marks.clear();
         for (index, item) in items.iter().enumerate() {
@@ -90,6 +90,7 @@ impl Former {
                 Item::Records(queue, records) => {
                     self.marks.extend(records.marks.iter().map(|mark| (*queue, *mark, index)));
                     self.lanes.set_heads(*queue, &records.heads);
+                    formed.must_last |= records.is_purge;
                 }
                 Item::Forget(queue) => {
                     self.lanes.forget(*queue, batch);

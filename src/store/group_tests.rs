@@ -163,6 +163,17 @@ fn a_queue_forgotten_takes_what_came_before_with_it() {
 }
 
 #[test]
+fn a_purge_must_last_and_an_ack_need_not() {
+    let mut bench = Bench::new();
+    let mut must_last = |records| bench.form(vec![Item::Records(1, records)]).0.must_last;
+    assert!(must_last(messages(0, &[b"a"])));
+    assert!(!must_last(heads(&[head(1, 1)])), "an ack");
+    let purge = Records { is_purge: true, ..Records::default() };
+    assert!(!purge.is_empty());
+    assert!(must_last(purge));
+}
+
+#[test]
 fn changes_must_last_and_the_last_one_counts() {
     let mut bench = Bench::new();
     let change = |value: Option<&[u8]>| {

@@ -1,8 +1,8 @@
 //! What a client relies on that somebody else has done, and was not told of.
 //!
 //! Owns the loss of power just after an answer that speaks of another's unanswered work: a queue
-//! that was declared with no-wait and is seen, and a message that was published without confirms
-//! and whose duplicate is confirmed.
+//! that was declared with no-wait and is seen, a message that was published without confirms and
+//! whose duplicate is confirmed, and a queue that was purged and is seen to be empty.
 
 use std::time::Duration;
 
@@ -93,4 +93,32 @@ fn the_original_of_an_exchanges_confirmed_duplicate_stays() {
 #[test]
 fn the_original_of_a_queues_confirmed_duplicate_stays() {
     check_duplicate("", "x-message-deduplication=true");
+}
+
+#[test]
+fn what_was_purged_does_not_come_back() {
+    if Node::is_external() {
+        return;
+    }
+    let mut node = started();
+    let mut session = Session::open(&node.address);
+    call(&mut session, "queue.declare queue=q durable").expect("it is new");
+    call(&mut session, "confirm.select").expect("it is known");
+    // By an answered purge, and by one without an answer and one that found nothing.
+    for purges in
+        [vec!["queue.purge queue=q"], vec!["queue.purge queue=q nowait", "queue.purge queue=q"]]
+    {
+        let publish = session.publish_bytes("routing_key=q", "delivery_mode=2", b"gone");
+        session.send(&publish).expect("the connection stays");
+        let confirm = session.next(DEADLINE).expect("the connection stays");
+        assert!(matches!(confirm, Some(Incoming::Confirm { is_ack: true, .. })), "{confirm:?}");
+        let (last, first) = purges.split_last().expect("there is one");
+        first.iter().for_each(|line| session.method(line).expect("the connection stays"));
+        call(&mut session, last).expect("it is there");
+        session = restart(&mut node);
+        session.method("basic.get queue=q no_ack").expect("the connection stays");
+        let got = session.next(DEADLINE).expect("the connection stays");
+        assert!(!matches!(got, Some(Incoming::Message(_))), "{got:?}");
+        call(&mut session, "confirm.select").expect("it is known");
+    }
 }

@@ -352,5 +352,6 @@ pub fn unique(what: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let run = now.expect("after 1970").as_nanos() as u64 % 1_000_000_007;
-    format!("{what}-{run:x}-{}", NEXT.fetch_add(1, Ordering::Relaxed))
+    // All of one length, for the tests that cut or count what was encoded with them.
+    format!("{what}-{run:08x}-{:05}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
