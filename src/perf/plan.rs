@@ -493,6 +493,8 @@ mod tests {
             "--churn session --pipeline 2",
             "--churn channels --exchange topic",
             "--churn channels --producers 0",
+            "--churn channels --persistent",
+            "--churn queues --property type=t",
             "--churn channels --pipeline 0",
             "--churn channels --verify",
             "--churn nothing",

@@ -81,6 +81,13 @@ fn churn(args: &Args) -> Result<(), String> {
     if args.pipeline > 1 && matches!(churn, Churn::Connections | Churn::Session) {
         return Err("--churn connections and session take no --pipeline: use --producers".into());
     }
+    if !args.property.is_empty() && churn != Churn::Session {
+        return Err("--property is for messages, of which only --churn session has one".into());
+    }
+    let is_declaring = !matches!(churn, Churn::Connections | Churn::Channels);
+    if !is_declaring && (args.persistent || !args.queue_argument.is_empty()) {
+        return Err("--churn connections and channels declare nothing".into());
+    }
     if args.exchange.is_some() && !matches!(churn, Churn::Declare | Churn::Bind) {
         return Err("--exchange is for --churn declare and --churn bind".into());
     }
