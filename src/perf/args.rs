@@ -46,131 +46,165 @@ const OUTPUT: &str = "Output";
 #[command(after_long_help = NOTES)]
 pub struct Args {
     /// The broker; %2F is the virtual host "/", and amqps:// is TLS
-    #[arg(long, help_heading = THE_BROKER, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
+    #[arg(help_heading = THE_BROKER)]
+    #[arg(long, default_value = "amqp://guest:guest@127.0.0.1:5672/%2F")]
     pub uri: String,
     /// With amqps://, trust the certificates in this PEM file instead of the machine's
-    #[arg(long, help_heading = THE_BROKER, value_name = "FILE", conflicts_with = "tls_insecure")]
+    #[arg(help_heading = THE_BROKER)]
+    #[arg(long, value_name = "FILE", conflicts_with = "tls_insecure")]
     pub tls_ca: Option<PathBuf>,
     /// With amqps://, take any certificate
     #[arg(long, help_heading = THE_BROKER)]
     pub tls_insecure: bool,
     /// The broker's process on this machine: adds its CPU time per message and its memory
-    #[arg(long, help_heading = THE_BROKER, value_name = "PID")]
+    #[arg(help_heading = THE_BROKER)]
+    #[arg(long, value_name = "PID")]
     pub broker_pid: Option<u32>,
     /// One message in flight: the time from publish to delivery, in percentiles; with --confirms 1,
     /// the time from publish to confirm, without consumers. With --rate, messages at that rate
     /// whatever the broker does (see below)
-    #[arg(long, help_heading = WHAT_TO_MEASURE, conflicts_with = "fill")]
+    #[arg(help_heading = WHAT_TO_MEASURE)]
+    #[arg(long, conflicts_with = "fill")]
     pub latency: bool,
     /// Publish N messages without consumers, then consume them without producers
-    #[arg(long, help_heading = WHAT_TO_MEASURE, value_name = "N", conflicts_with_all = ["count", "duration"])]
+    #[arg(help_heading = WHAT_TO_MEASURE)]
+    #[arg(long, value_name = "N", conflicts_with_all = ["count", "duration"])]
     pub fill: Option<u64>,
     /// Open N connections with one channel each and hold them for --duration
-    #[arg(long, help_heading = WHAT_TO_MEASURE, value_name = "N", conflicts_with_all = ["count", "fill", "latency"])]
+    #[arg(help_heading = WHAT_TO_MEASURE)]
+    #[arg(long, value_name = "N", conflicts_with_all = ["count", "fill", "latency"])]
     pub idle_connections: Option<usize>,
     /// Instead of messages, do this on --producers connections for --duration, or --count times
-    #[arg(long, help_heading = WHAT_TO_MEASURE, value_name = "WHAT", conflicts_with_all = [
+    #[arg(help_heading = WHAT_TO_MEASURE)]
+    #[arg(long, value_name = "WHAT", conflicts_with_all = [
         "fill", "idle_connections", "latency", "verify", "rate", "consume_rate", "confirms",
         "auto_ack", "ack_every", "dead_letter", "priorities", "expiration",
     ])]
     pub churn: Option<Churn>,
     /// Requests of --churn that each connection writes at once before it waits for the answers
-    #[arg(long, help_heading = WHAT_TO_MEASURE, value_name = "N", default_value_t = 1, requires = "churn",
+    #[arg(help_heading = WHAT_TO_MEASURE)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "churn",
         value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub pipeline: u64,
     /// Number the messages and check order, loss and duplicates (at least 16 bytes of body)
     #[arg(long, help_heading = WHAT_TO_MEASURE)]
     pub verify: bool,
     /// Connections that publish
-    #[arg(long, help_heading = LOAD, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub producers: usize,
     /// Connections that consume
-    #[arg(long, help_heading = LOAD, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub consumers: usize,
     /// Use publisher confirms, with at most this many unconfirmed messages per producer
-    #[arg(long, help_heading = LOAD, value_name = "WINDOW", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "WINDOW", value_parser = clap::value_parser!(u64).range(1..))]
     pub confirms: Option<u64>,
     /// Consume with automatic acknowledgement (this is the default)
-    #[arg(long, help_heading = LOAD, conflicts_with_all = ["ack_every", "prefetch"])]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, conflicts_with_all = ["ack_every", "prefetch"])]
     pub auto_ack: bool,
     /// Acknowledge every N messages, by one ack with "multiple"
-    #[arg(long, help_heading = LOAD, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub ack_every: Option<u64>,
     /// Unacknowledged messages per consumer; 0 for no limit
-    #[arg(long, help_heading = LOAD, value_name = "N", default_value_t = 0, requires = "ack_every")]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "ack_every")]
     pub prefetch: u16,
     /// Messages per second of each producer; without it, as many as the broker takes
-    #[arg(long, help_heading = LOAD, value_name = "PER_SECOND")]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "PER_SECOND")]
     pub rate: Option<f64>,
     /// Messages per second that each consumer takes at most; without it, as many as come
-    #[arg(long, help_heading = LOAD, value_name = "PER_SECOND")]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "PER_SECOND")]
     pub consume_rate: Option<f64>,
     /// End after this many messages of all producers instead, once all are delivered
-    #[arg(long, help_heading = LOAD, value_name = "N", conflicts_with = "duration")]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "N", conflicts_with = "duration")]
     pub count: Option<u64>,
     /// Length of the measurement, after the warm-up
-    #[arg(long, help_heading = LOAD, value_name = "SECONDS", default_value_t = 10.0)]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
     pub duration: f64,
     /// Time before the measurement that does not count
-    #[arg(long, help_heading = LOAD, value_name = "SECONDS", default_value_t = 1.0)]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     pub warmup: f64,
     /// The longest that a run by --count or --fill may take, and that messages of --latency --rate
     /// may be late
-    #[arg(long, help_heading = LOAD, value_name = "SECONDS", default_value_t = 120.0)]
+    #[arg(help_heading = LOAD)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 120.0)]
     pub deadline: f64,
     /// Size of each message's body
-    #[arg(long, help_heading = MESSAGES, value_name = "BYTES", default_value_t = 16)]
+    #[arg(help_heading = MESSAGES)]
+    #[arg(long, value_name = "BYTES", default_value_t = 16)]
     pub size: usize,
     /// Declare durable queues and publish persistent messages
     #[arg(long, help_heading = MESSAGES)]
     pub persistent: bool,
     /// Declare priority queues with x-max-priority=N; the messages' priorities go round 0 to N-1
-    #[arg(long, help_heading = MESSAGES, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(help_heading = MESSAGES)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub priorities: Option<u8>,
     /// Publish with this expiration; what expires before it is delivered counts as lost
-    #[arg(long, help_heading = MESSAGES, value_name = "MS")]
+    #[arg(help_heading = MESSAGES)]
+    #[arg(long, value_name = "MS")]
     pub expiration: Option<u32>,
     /// A property of the messages: content-type, content-encoding, correlation-id, reply-to,
     /// message-id, type, app-id, timestamp, or header.NAME with a number, true, false, or text; may
     /// be repeated
-    #[arg(long, help_heading = MESSAGES, value_name = "NAME=VALUE", conflicts_with = "idle_connections")]
+    #[arg(help_heading = MESSAGES)]
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "idle_connections")]
     pub property: Vec<String>,
     /// Queues
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "N", default_value_t = 1)]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "N", default_value_t = 1)]
     pub queues: usize,
     /// The queues are named NAME-0, NAME-1, ... [default: leveret-perf-<pid>]
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "NAME")]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "NAME")]
     pub queue_prefix: Option<String>,
     /// An argument for the declaration of the consumed queues, as a number, true, false, or text;
     /// may be repeated
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "NAME=VALUE")]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "NAME=VALUE")]
     pub queue_argument: Vec<String>,
     /// Leave the queues and their messages behind, and take what already waits in them as well
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, requires = "queue_prefix", conflicts_with_all = ["verify", "latency"])]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, requires = "queue_prefix", conflicts_with_all = ["verify", "latency"])]
     pub keep_queues: bool,
     /// Use queues that exist, take what waits in them as well, and declare and delete nothing
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, conflicts_with_all =
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, conflicts_with_all =
         ["exchange", "churn", "dead_letter", "queue_argument", "idle_connections"])]
     pub predeclared: bool,
     /// With --predeclared, the name of a queue; may be repeated
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "NAME", requires = "predeclared",
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "NAME", requires = "predeclared",
         conflicts_with_all = ["queues", "queue_prefix"])]
     pub queue: Vec<String>,
     /// Publish to queues of their own whose messages expire at once and are dead-lettered, through
     /// the default exchange, to those that are consumed
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, conflicts_with_all = ["fill", "idle_connections"])]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, conflicts_with_all = ["fill", "idle_connections"])]
     pub dead_letter: bool,
     /// Publish through an exchange of this type instead of the default one; a fanout exchange gives
     /// each message to all queues, which counts as so many deliveries. --churn declare and --churn
     /// bind bind to it [default there: direct]
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "TYPE", conflicts_with_all = ["dead_letter", "idle_connections"])]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["dead_letter", "idle_connections"])]
     pub exchange: Option<Kind>,
     /// Bindings of the exchange in all, of which one matches for each queue (in a direct exchange
     /// for each queue and routing key, in a fanout exchange all do) [default: no others]
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "N", requires = "exchange", conflicts_with = "churn")]
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "N", requires = "exchange", conflicts_with = "churn")]
     pub bindings: Option<usize>,
     /// Routing keys that each producer's messages have in turn; all of them match
-    #[arg(long, help_heading = QUEUES_AND_EXCHANGES, value_name = "N", default_value_t = 1, requires = "exchange",
+    #[arg(help_heading = QUEUES_AND_EXCHANGES)]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "exchange",
         conflicts_with = "churn", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     pub routing_keys: u64,
     /// Print the summary as one JSON object, with the figures of each second ("samples")
