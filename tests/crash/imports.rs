@@ -4,9 +4,10 @@
 //! whole, one that was not is there as a whole or not at all.
 
 use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 
@@ -59,20 +60,30 @@ fn count(export: &Value, number: u32) -> (usize, usize) {
 }
 
 /// Imports one after the other until the broker dies. Returns the first number without success.
-fn import_until(node: &Node, mut number: u32, is_over: &AtomicBool) -> u32 {
-    let file = node.dir.join(format!("import-{number}.json"));
-    while !is_over.load(Ordering::Relaxed) {
-        fs::write(&file, definitions(number).to_string()).expect("it can be written");
-        if !node.tool(&["import", file.to_str().expect("UTF-8")]).status.success() {
-            break;
-        }
+fn import_until(data: &Path, mut number: u32) -> u32 {
+    while import(data, number).is_ok() {
         number += 1;
     }
     number
 }
 
+/// Has the running broker import, as the tool does; but the tool, when it finds the broker dead,
+/// would import into its directory itself, while that is being made what a loss of power leaves.
+fn import(data: &Path, number: u32) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(data.join("control.sock"))?;
+    let command = json!({ "command": "import", "payload": definitions(number), "vhost": null });
+    writeln!(stream, "{command}")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    match serde_json::from_str::<Value>(&answer) {
+        Ok(answer) if answer.get("ok").is_some() => Ok(()),
+        // Half an answer, or none: the broker died.
+        Err(_) => Err(ErrorKind::UnexpectedEof.into()),
+        Ok(answer) => panic!("import {number} was refused: {answer}"),
+    }
+}
+
 /// What the tool needs to know of a node.
-#[derive(Clone)]
 struct Node {
     dir: std::path::PathBuf,
     data: std::path::PathBuf,
@@ -103,16 +114,13 @@ pub fn run(failure: Failure, seed: u64) -> Result<Tally, Failed> {
     let mut next = 1;
     let mut unanswered = Vec::new();
     for crash in 1..=3 {
-        let is_over = Arc::new(AtomicBool::new(false));
         let importer = {
-            let (node, is_over) = (node.clone(), is_over.clone());
-            std::thread::spawn(move || import_until(&node, next, &is_over))
+            let data = node.data.clone();
+            std::thread::spawn(move || import_until(&data, next))
         };
-        // The tool must not find a stopped broker's directory and import into that: it is
-        // told to end before the broker starts again, and waited for.
+        // It is waited for before the broker starts again, which it would import into.
         let mut open = None;
         let mut wrong = round.crash(250, 0, || {
-            is_over.store(true, Ordering::Relaxed);
             open = Some(importer.join().expect("the importer ends well"));
         });
         let open = open.expect("the broker was killed");
