@@ -214,8 +214,12 @@ impl Batch {
     /// The index of the queue's part.
     fn part(&mut self, cell: &Arc<QueueCell>) -> usize {
         let id = cell.id();
-        if self.parts.get(self.last).is_some_and(|part| part.cell.id() == id) {
-            return self.last;
+        // The same queue again, or the next or first one of a fan-out.
+        for guess in [self.last, self.last + 1, 0] {
+            if self.parts.get(guess).is_some_and(|part| part.cell.id() == id) {
+                self.last = guess;
+                return guess;
+            }
         }
         let known = if self.parts.len() <= WALK_MAX {
             self.parts.iter().position(|part| part.cell.id() == id)

@@ -12,6 +12,8 @@
 //! Bounds: deliveries stop at [`HIGH_WATER_BYTES`] plus what consumers' windows still allow; a
 //! reader that produces replies stops at `REPLIES_MAX_BYTES`.
 
+mod content;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,10 +24,9 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::QueueCell;
 use crate::codec::encode::{self, DeliverHead};
-use crate::codec::frame::{FRAME_END, FRAME_OVERHEAD};
 use crate::codec::method::{AMQPClass, basic, channel_close, put_method};
 use crate::error::AmqpError;
-use crate::queue::{Body, ConsumerKey, Content, Delivery, Got, LARGE_DISCOUNT, Slot};
+use crate::queue::{ConsumerKey, LARGE_DISCOUNT, Slot};
 use crate::store::{Outcome, Ticket};
 
 /// Consumers get no further window while this much waits to be written; of large bodies, which are
@@ -510,94 +511,19 @@ impl OutboxGuard<'_> {
             }
         }
     }
-
-    /// Gives out a delivery tag, and remembers it when the delivery is to be settled.
-    fn next_tag(&mut self, channel: u16, source: u32, slot: Option<Slot>, counted: bool) -> u64 {
-        let channel = &mut self.state.channels[usize::from(channel)];
-        let tag = channel.next_tag;
-        channel.next_tag += 1;
-        if let Some(slot) = slot {
-            channel.unsettled.push(Unsettled { tag, source, slot, counted });
-        }
-        tag
-    }
-
-    /// Appends `basic.deliver` with its content.
-    pub(crate) fn deliver(&mut self, to: &Subscriber, delivery: &Delivery, content: &Content<'_>) {
-        let tag = self.next_tag(to.channel, to.source, delivery.slot, delivery.counted);
-        let redelivered = delivery.returns > 0;
-        match content.body {
-            Body::Inline(body) => encode::put_delivery(
-                &mut self.state.out.buffer,
-                &to.head,
-                tag,
-                redelivered,
-                self.frame_max,
-                content.address,
-                content.header,
-                body,
-            ),
-            Body::Shared(_) => {
-                let buffer = &mut self.state.out.buffer;
-                encode::put_deliver(buffer, &to.head, tag, redelivered, content.address);
-                self.put_content(to.channel, content);
-            }
-        }
-    }
-
-    /// Appends `basic.get-ok` with its content.
-    pub(crate) fn get_ok(
-        &mut self,
-        channel: u16,
-        source: u32,
-        got: &Got,
-        message_count: u32,
-        content: &Content<'_>,
-    ) {
-        let tag = self.next_tag(channel, source, got.slot, false);
-        let (buffer, again) = (&mut self.state.out.buffer, got.returns > 0);
-        encode::put_get_ok(buffer, channel, tag, again, content.address, message_count);
-        self.put_content(channel, content);
-    }
-
-    /// Appends a content header and body; large bodies are chained, not copied.
-    pub(crate) fn put_content(&mut self, channel: u16, content: &Content<'_>) {
-        let out = &mut self.state.out;
-        match content.body {
-            Body::Inline(body) => {
-                let buffer = &mut out.buffer;
-                encode::put_content(buffer, channel, self.frame_max, content.header, body);
-            }
-            Body::Shared(body) => {
-                encode::put_header(&mut out.buffer, channel, content.header);
-                let frame = match self.frame_max {
-                    0 => body.len(),
-                    max => max as usize - FRAME_OVERHEAD,
-                };
-                for start in (0..body.len()).step_by(frame) {
-                    let part = body.slice(start..body.len().min(start + frame));
-                    encode::put_body_head(&mut out.buffer, channel, part.len() as u32);
-                    out.large_bytes += part.len();
-                    out.large.push((out.buffer.len(), part));
-                    out.buffer.push(FRAME_END);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::SHARED_BODY_MIN;
 
-    fn outbox() -> Outbox {
+    pub(super) fn outbox() -> Outbox {
         let outbox = Outbox::new(ConnectionId(1));
         outbox.set_frame_max(4096);
         outbox
     }
 
-    fn take(outbox: &Outbox) -> Option<Outgoing> {
+    pub(super) fn take(outbox: &Outbox) -> Option<Outgoing> {
         let mut taken = Outgoing::default();
         match outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut taken) {
             Poll::Ready(true) => Some(taken),
@@ -651,20 +577,5 @@ mod tests {
         let mut taken = Outgoing::default();
         let end = outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut taken);
         assert_eq!(end, Poll::Ready(false));
-    }
-
-    #[test]
-    fn a_large_body_is_chained_in_frames() {
-        let outbox = outbox();
-        let body = Bytes::from(vec![7; SHARED_BODY_MIN]);
-        let content = Content { address: b"\0\0", header: &[0; 14], body: Body::Shared(&body) };
-        outbox.lock().put_content(1, &content);
-        let out = take(&outbox).expect("something to write");
-        let sizes: Vec<usize> = out.large.iter().map(|(_, part)| part.len()).collect();
-        assert_eq!(sizes, [4088, 4088, 4088, 4088, 32]);
-        assert!(out.large.iter().all(|(at, _)| out.buffer[*at] == FRAME_END));
-        assert!(!body.is_unique());
-        drop(out);
-        assert!(body.is_unique());
     }
 }

@@ -5,6 +5,8 @@
 //! header are copied as the publisher's frames had them. It reserves once per call and never
 //! looks at what it copies; all else goes through `codec::method`.
 
+use std::ops::Range;
+
 use crate::codec::frame::{BODY, FRAME_END, FRAME_HEAD, FRAME_OVERHEAD, HEADER, HEARTBEAT, METHOD};
 use crate::codec::hot::{ACK, BASIC, NACK, PUBLISH};
 
@@ -41,6 +43,12 @@ impl DeliverHead {
     /// The channel it was made for.
     pub fn channel(&self) -> u16 {
         u16::from_be_bytes(self.channel)
+    }
+
+    /// Where the delivery tag is, from the frame's beginning.
+    #[inline]
+    fn tag_at(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Length of the whole deliver frame for an address of this length.
@@ -88,6 +96,28 @@ pub fn put_delivery(
     out.reserve(head.frame_length(address.len()) + content);
     put_deliver(out, head, delivery_tag, redelivered, address);
     put_content(out, head.channel(), frame_max, header, body);
+}
+
+/// Appends a delivery that differs from one which is whole in `out` in nothing but its tag and the
+/// bytes of its body: `like` goes from that one's first byte to its body, which fits in one frame.
+/// One copy instead of eight.
+#[inline]
+pub fn put_like_delivery(
+    out: &mut Vec<u8>,
+    like: Range<usize>,
+    head: &DeliverHead,
+    delivery_tag: u64,
+    body: &[u8],
+) {
+    let tag_at = out.len() + head.tag_at();
+    out.reserve(like.len() + body.len() + 1);
+    out.extend_from_within(like);
+    out[tag_at..tag_at + 8].copy_from_slice(&delivery_tag.to_be_bytes());
+    // An empty body has no frame.
+    if !body.is_empty() {
+        out.extend_from_slice(body);
+        out.push(FRAME_END);
+    }
 }
 
 /// Appends `basic.get-ok`. The content is to follow.
@@ -291,6 +321,21 @@ mod tests {
         put_content(&mut apart, 3, 4096, HEADER_PAYLOAD, b"hello");
         assert_eq!(out, apart);
         assert_eq!(head.channel(), 3);
+    }
+
+    #[test]
+    fn a_like_delivery_is_as_if_encoded_anew() {
+        let head = DeliverHead::new(3, b"tag");
+        for body in [&b""[..], b"hello"] {
+            let (mut out, mut anew) = (b"before".to_vec(), b"before".to_vec());
+            for tag in [257, 1 << 40] {
+                put_delivery(&mut anew, &head, tag, true, 4096, ADDRESS, HEADER_PAYLOAD, body);
+            }
+            put_delivery(&mut out, &head, 257, true, 4096, ADDRESS, HEADER_PAYLOAD, body);
+            let body_at = out.len() - body.len() - usize::from(!body.is_empty());
+            put_like_delivery(&mut out, 6..body_at, &head, 1 << 40, body);
+            assert_eq!(out, anew);
+        }
     }
 
     #[test]

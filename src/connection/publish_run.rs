@@ -9,7 +9,7 @@ use super::channel::Mode;
 use super::publish::{ADDRESS_AT, SPECIAL};
 use super::{BATCH_WORK_MAX, Connection, Worker};
 use crate::broker::{Span, Staged};
-use crate::codec::frame::{self, Frame, FrameKind};
+use crate::codec::frame::{self, FRAME_END, Frame, FrameKind};
 use crate::codec::hot::{self, ContentHeader};
 use crate::codec::properties::Properties;
 use crate::queue::{FANNED_BODY_MIN, SHARED_BODY_MIN};
@@ -39,21 +39,78 @@ impl LastPublish {
     }
 }
 
+/// A message of a run, which the next ones are compared with: the same bytes up to the body mean
+/// the same frames, address, properties and length.
+#[derive(Clone, Copy)]
+struct Pattern {
+    number: u16,
+    route: usize,
+    /// From the message's first byte to its body, or to its end when it has none.
+    prefix: Span,
+    address: Span,
+    header: Span,
+    body_len: usize,
+}
+
+impl Pattern {
+    /// Where the message at this offset has its body and its end, if it is whole and like this one.
+    #[inline]
+    fn matches(&self, buffer: &[u8], at: usize) -> Option<(Span, usize)> {
+        let prefix = &buffer[self.prefix.range()];
+        let body_at = at + prefix.len();
+        if buffer.get(at..body_at)? != prefix {
+            return None;
+        }
+        if self.body_len == 0 {
+            return Some((Span::new(0, 0), body_at));
+        }
+        let end = body_at + self.body_len;
+        (*buffer.get(end)? == FRAME_END).then(|| (Span::new(body_at, self.body_len), end + 1))
+    }
+}
+
 impl Connection {
     /// Stages the publishes at the offset `from` of the read buffer that are like the ones before
     /// on their channels. Answers how many bytes they took.
     pub(super) fn take_run(&mut self, buffer: &[u8], from: usize, worker: &mut Worker) -> usize {
-        let mut at = from;
+        let (mut at, mut pattern) = (from, None);
         while worker.batch.work() < BATCH_WORK_MAX
-            && let Some(used) = self.take_repeat(buffer, at, worker)
+            && let Some(end) = self.take_repeat(buffer, at, &mut pattern, worker)
         {
-            at += used;
+            at = end;
         }
         at - from
     }
 
+    /// Stages the publish at this offset, if it is like the one before. Answers where it ends.
     #[inline]
-    fn take_repeat(&mut self, buffer: &[u8], at: usize, worker: &mut Worker) -> Option<usize> {
+    fn take_repeat(
+        &mut self,
+        buffer: &[u8],
+        at: usize,
+        pattern: &mut Option<Pattern>,
+        worker: &mut Worker,
+    ) -> Option<usize> {
+        // Nothing but publishes has come since the pattern, so what it needed still holds.
+        let (like, body, end) =
+            match pattern.and_then(|like| Some((like, like.matches(buffer, at)?))) {
+                Some((like, (body, end))) => (like, body, end),
+                None => {
+                    let like = self.repeat_at(buffer, at)?;
+                    *pattern = Some(like);
+                    let (body, end) = like.matches(buffer, at)?;
+                    (like, body, end)
+                }
+            };
+        // All of a run share the address and header of the first.
+        let staged = Staged::InBuffer { address: like.address, header: like.header, body };
+        self.stage(like.number, staged, like.route, worker);
+        Some(end)
+    }
+
+    /// The message at this offset, if it is like the last publish on its channel, whole as far as
+    /// its body, and has nothing special about it.
+    fn repeat_at(&self, buffer: &[u8], at: usize) -> Option<Pattern> {
         let rest = &buffer[at..];
         let number = u16::from_be_bytes([*rest.get(1)?, *rest.get(2)?]);
         let channel = self.channels.get(usize::from(number))?.as_deref()?;
@@ -77,32 +134,30 @@ impl Connection {
         if !ordinary {
             return None;
         }
-        let body_at = header_at + header_used;
         let body_len = content.body_size as usize;
-        let mut used = body_at;
+        let mut body_at = header_at + header_used;
         // An empty body has no frame.
-        let mut body = Span::new(0, 0);
         if body_len > 0 {
-            let (frame, body_used) = self.next_frame(&rest[body_at..], number, FrameKind::Body)?;
+            let (frame, _) = self.next_frame(&rest[body_at..], number, FrameKind::Body)?;
             if frame.payload.len() != body_len {
                 return None;
             }
-            body = Span::new(at + body_at + FRAME_HEAD, body_len);
-            used += body_used;
+            body_at += FRAME_HEAD;
         }
-        // The last byte of basic.publish holds its flags, the address ends before it.
-        let address_len = publish.payload.len() - ADDRESS_AT - 1;
-        let staged = Staged::InBuffer {
-            address: Span::new(at + FRAME_HEAD + ADDRESS_AT, address_len),
-            header: Span::new(at + header_at + FRAME_HEAD, header.payload.len()),
-            body,
-        };
         let targets = self.routes.targets(route);
         if targets == 0 || (targets > 1 && body_len >= FANNED_BODY_MIN) {
             return None;
         }
-        self.stage(number, staged, route, worker);
-        Some(used)
+        // The last byte of basic.publish holds its flags, the address ends before it.
+        let address_len = publish.payload.len() - ADDRESS_AT - 1;
+        Some(Pattern {
+            number,
+            route,
+            prefix: Span::new(at, body_at),
+            address: Span::new(at + FRAME_HEAD + ADDRESS_AT, address_len),
+            header: Span::new(at + header_at + FRAME_HEAD, header.payload.len()),
+            body_len,
+        })
     }
 
     /// The frame at the beginning of `bytes`, if it is whole and what is expected.

@@ -70,6 +70,7 @@ fn encode_one<'c, 'd>(
     wakes: &mut Vec<Waker>,
 ) {
     let mut guard = outbox.lock();
+    let mut last = None;
     for delivery in share {
         let subscriber = state.subscribers[delivery.consumer.index as usize].as_ref();
         let subscriber = subscriber.expect("a consumer has its subscriber");
@@ -78,9 +79,10 @@ fn encode_one<'c, 'd>(
             Origin::Stored(at) => state.queue.content(at),
         };
         match counted_header(&state.queue, content.header, delivery.returns) {
-            None => guard.deliver(subscriber, delivery, &content),
+            None => guard.deliver(subscriber, delivery, &content, &mut last),
             Some(header) => {
-                guard.deliver(subscriber, delivery, &Content { header: &header, ..content });
+                let content = Content { header: &header, ..content };
+                guard.deliver(subscriber, delivery, &content, &mut None);
             }
         }
     }
