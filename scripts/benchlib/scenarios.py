@@ -27,9 +27,12 @@ SIZES = (16, 256, 1024, 4096, 16384, 65536, 262144, 1048576)
 SHARES = (10, 25, 50, 75)
 COMMON_RATE = 20_000
 
-THROUGHPUT, ROUTING, LATENCY, MEMORY, CLIENTS = (
-    "Throughput", "Routing", "Latency", "Memory", "Clients and declarations",
+THROUGHPUT, ROUTING, LATENCY, MEMORY, CLIENTS, SCALE = (
+    "Throughput", "Routing", "Latency", "Memory", "Clients and declarations", "Scale",
 )
+
+# What takes a broker longer (seconds) is not asked of it ten times over.
+PATIENCE = 5
 
 
 class Scale:
@@ -41,6 +44,9 @@ class Scale:
         self.backlog = 100_000 if is_quick else 1_000_000
         self.connections = (100, 1000) if is_quick else (100, 1000, 10_000)
         self.shares = (25, 75) if is_quick else SHARES
+        self.queues = (1000, 10_000) if is_quick else (10_000, 100_000)
+        self.many_bindings = (10_000, 100_000) if is_quick else (10_000, 100_000, 1_000_000)
+        self.fan = 100 if is_quick else 1000
 
 
 class Run:
@@ -257,6 +263,36 @@ def idle(scale):
     return Scenario("idle", CLIENTS, title, measure, weight=len(scale.connections))
 
 
+def newcomers(run):
+    options = f"--producers 4 --consumers 4 --duration {run.args.seconds + 4:g}"
+    with run.fresh() as broker, perf.Background(run.args.binary, broker, options) as flood:
+        run.results.command(run.scenario.name, run.name, f"{options} &")
+        time.sleep(1.5)
+        figures = run.timed(broker, "--churn connections")
+        if not flood.is_running():
+            raise Failed("the flood ended before the last client had come")
+        run.note_all(figures, (*OPERATIONS[1:3], ("max_us", "time of one, the longest", "us")))
+        run.note_all(flood.finish(60), (("delivered_per_s", "flood's msgs/s", "rate"),))
+
+
+def many(name, title, options, counts, thing):
+    """So many of something, as long as the broker does not take too long."""
+
+    def measure(run):
+        for count in counts:
+            with run.fresh() as broker:
+                found = run.perf(broker, f"{options} --count {count}", 300)
+            run.note_all(found, (
+                ("operations_per_s", "per second", "rate"),
+                ("broker_cpu_us_per_operation", "broker CPU for each", "us"),
+                ("broker_bytes_per_operation", f"broker memory for each {thing}", "bytes"),
+            ), f"{count:,}: ")
+            if found["seconds"] > PATIENCE:
+                return
+
+    return Scenario(name, SCALE, title, measure, weight=len(counts))
+
+
 def all_scenarios(is_quick):
     scale = Scale(is_quick)
     return [
@@ -310,6 +346,14 @@ def all_scenarios(is_quick):
             beside_flood,
             weight=2,
         ),
+        Scenario(
+            "newcomers",
+            LATENCY,
+            "a client connects, opens a channel and closes, over and over, beside a flood "
+            "(4 producers, 4 consumers, 1 queue)",
+            newcomers,
+            weight=2,
+        ),
         rates(scale),
         fill(scale),
         backlog(scale),
@@ -332,5 +376,27 @@ def all_scenarios(is_quick):
             "declare --persistent --pipeline 50",
             has_store=True,
             counts=(500, 2500),
+        ),
+        many(
+            "many-queues",
+            "1 client declares so many queues and binds each",
+            "--churn declare --pipeline 50",
+            scale.queues,
+            "queue and its bindings",
+        ),
+        many(
+            "many-bindings",
+            "1 client binds one queue with so many keys",
+            "--churn bind --pipeline 50",
+            scale.many_bindings,
+            "binding",
+        ),
+        flow(
+            "wide-fanout",
+            f"1 producer, fanout exchange, {scale.fan:,} queues, as many consumers, 16 B "
+            "(deliveries are counted)",
+            f"--exchange fanout --queues {scale.fan} --consumers {scale.fan}",
+            SCALE,
+            counted=("--exchange fanout --queues 100 --consumers 100", 500, 1500),
         ),
     ]

@@ -79,10 +79,12 @@ pub(super) fn start(
         Entry { name, outbox: outbox.clone(), liveness: liveness.clone(), stop: stop.clone() };
     registry.add(outbox.id(), entry);
     let (read, write) = stream.into_split();
-    let writer = tokio::spawn(write_all(write, outbox, liveness, stop.clone()));
+    let writing = write_all(write, outbox, liveness, stop.clone());
     let (registry, logins) = (registry.clone(), logins.clone());
     let reader = Reader { connection, read, carry: Vec::new(), stop, registry, logins };
-    tokio::spawn(reader.run(writer));
+    // The writer is begun by the reader: two tasks begun at once would have the runtime wake a
+    // second thread for one of them.
+    tokio::spawn(async move { reader.run(tokio::spawn(writing)).await });
 }
 
 /// A connection with its reading half; releases what the connection holds when it is dropped, also
