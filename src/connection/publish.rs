@@ -74,6 +74,11 @@ impl Routes {
         }
     }
 
+    /// The route of an address, if it is the same for all messages and remembered.
+    pub(super) fn known(&self, address: &[u8]) -> Option<usize> {
+        self.by_address.get(address).copied().filter(|route| *route != UNCACHED)
+    }
+
     /// How many queues a route has.
     pub(super) fn targets(&self, route: usize) -> usize {
         self.routes[route].len()

@@ -1,9 +1,10 @@
 //! Runs of publishes that are like the one before.
 //!
 //! Owns the shortcut that most of a busy publisher's messages take: the same basic.publish as the
-//! last one on its channel, byte for byte, with a whole small content behind it in the read buffer.
-//! Such a message needs no dispatch and no look-up of its route. Whatever is different in any way
-//! is left to the ordinary path (`dispatch`, `publish`), which also produces all errors.
+//! last one on its channel, byte for byte, or with another address whose route is known, and a
+//! whole small content behind it in the read buffer. Such a message needs no dispatch, and most of
+//! them no look-up of the route. Whatever is different in any other way is left to the ordinary
+//! path (`dispatch`, `publish`), which also produces all errors.
 
 use super::channel::Mode;
 use super::publish::{ADDRESS_AT, SPECIAL};
@@ -120,9 +121,9 @@ impl Connection {
             return None;
         }
         let (publish, publish_used) = self.next_frame(rest, number, FrameKind::Method)?;
-        if publish.payload != channel.last_publish.payload {
-            return None;
-        }
+        let last = &*channel.last_publish.payload;
+        let route =
+            if publish.payload == last { route } else { self.known_route(publish.payload, last)? };
         let header_at = publish_used;
         let (header, header_used) =
             self.next_frame(&rest[header_at..], number, FrameKind::Header)?;
@@ -158,6 +159,17 @@ impl Connection {
             header: Span::new(at + header_at + FRAME_HEAD, header.payload.len()),
             body_len,
         })
+    }
+
+    /// The route of a publish that differs from the last one in its address only, if it is known.
+    fn known_route(&self, payload: &[u8], last: &[u8]) -> Option<usize> {
+        let (method, rest) = payload.split_at_checked(ADDRESS_AT)?;
+        let (flags, address) = rest.split_last()?;
+        if method != last.get(..ADDRESS_AT)? || Some(flags) != last.last() {
+            return None;
+        }
+        // What is not an address has no route.
+        self.routes.known(address)
     }
 
     /// The frame at the beginning of `bytes`, if it is whole and what is expected.
