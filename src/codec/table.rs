@@ -6,7 +6,6 @@
 //! [`DEPTH_MAX`] or trusts a length. It must not know which keys mean something.
 
 use std::borrow::Cow;
-use std::cmp::Ordering;
 
 use amq_protocol::types::parsing::parse_field_table;
 use amq_protocol::types::{AMQPValue, FieldTable};
@@ -352,49 +351,6 @@ pub fn without(table: &[u8], keys: &[&[u8]]) -> Vec<u8> {
     }
 }
 
-/// Whether two values are the same, of the same type, whatever the order of nested tables.
-/// Values nested deeper than [`DEPTH_MAX`], or malformed ones, equal nothing.
-pub fn same(left: &Value<'_>, right: &Value<'_>) -> bool {
-    same_within(left, right, DEPTH_MAX)
-}
-
-fn same_within(left: &Value<'_>, right: &Value<'_>, depth_left: usize) -> bool {
-    match (left, right) {
-        (Value::Table(left), Value::Table(right)) => {
-            depth_left > 0 && same_tables(left, right, depth_left - 1)
-        }
-        (Value::Array(left), Value::Array(right)) => {
-            depth_left > 0 && same_arrays(left, right, depth_left - 1)
-        }
-        _ => left == right,
-    }
-}
-
-fn same_tables(left: &[u8], right: &[u8], depth_left: usize) -> bool {
-    let (Some(left), Some(right)) = (sorted_entries(left), sorted_entries(right)) else {
-        return false;
-    };
-    left.len() == right.len()
-        && left.iter().zip(&right).all(|(a, b)| a.0 == b.0 && same_within(&a.1, &b.1, depth_left))
-}
-
-fn same_arrays(left: &[u8], right: &[u8], depth_left: usize) -> bool {
-    let (mut left, mut right) = (items(left), items(right));
-    loop {
-        match (left.next(), right.next()) {
-            (None, None) => return true,
-            (Some(Ok(a)), Some(Ok(b))) if same_within(&a, &b, depth_left) => {}
-            _ => return false,
-        }
-    }
-}
-
-fn sorted_entries(table: &[u8]) -> Option<Vec<Entry<'_>>> {
-    let mut all = entries(table).collect::<Result<Vec<_>, _>>().ok()?;
-    all.sort_by(|a, b| -> Ordering { a.0.cmp(b.0) });
-    Some(all)
-}
-
 /// Appends an entry with this key, of at most 255 bytes.
 pub fn put_entry(out: &mut Vec<u8>, key: &[u8], value: &Value<'_>) {
     out.push(u8::try_from(key.len()).expect("a short string has at most 255 bytes"));
@@ -575,7 +531,6 @@ mod tests {
             prop_assert_eq!(check(&bytes, DEPTH_MAX), Ok(()));
             prop_assert_eq!(entries(&bytes).count(), table.inner().len());
             prop_assert_eq!(decode(&bytes), Ok(table));
-            prop_assert!(same(&Value::Table(&bytes), &Value::Table(&bytes)));
         }
 
         #[test]
@@ -598,7 +553,6 @@ mod tests {
             let _ = check(&bytes, DEPTH_MAX);
             let _ = decode(&bytes);
             let _ = find(&bytes, b"a");
-            let _ = same(&Value::Table(&bytes), &Value::Table(&bytes));
             prop_assert_eq!(without(&bytes, &[]), bytes);
         }
 
@@ -654,7 +608,6 @@ mod tests {
             deep.extend_from_slice(&(left * 5).to_be_bytes());
         }
         assert_eq!(check(&deep, DEPTH_MAX), Err(TableError::TooDeep));
-        assert!(!same(&Value::Table(&deep), &Value::Table(&deep)));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use amq_protocol::types::FieldTable;
 use super::Destination;
 use super::binding::BindingId;
 use super::direct::{DirectIndex, Matches, Target, TargetSet};
-use super::headers::{HeadersIndex, SortedFields};
+use super::headers::{HeadersIndex, MetConditions};
 use super::keeping::Keeping;
 use super::route::Message;
 use super::spec::{ExchangeKind, ExchangeSpec};
@@ -46,7 +46,7 @@ enum Index {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     walk: TopicWalk,
-    fields: SortedFields,
+    met: MetConditions,
 }
 
 /// An exchange with its bindings.
@@ -135,7 +135,7 @@ impl Exchange {
             Index::Direct(direct) => direct.insert(key, target),
             Index::Fanout(targets) => targets.insert(target),
             Index::Topic(topic) => topic.insert(key, target),
-            Index::Headers(headers) => headers.insert(id, target, arguments),
+            Index::Headers(headers) => headers.insert(target, arguments),
             Index::Spread(spread) => spread.insert(id, target, destination, key),
         }
     }
@@ -146,12 +146,13 @@ impl Exchange {
         target: Target,
         destination: Destination<'_>,
         key: &[u8],
+        arguments: &FieldTable,
     ) {
         match &mut self.index {
             Index::Direct(direct) => direct.remove(key, target),
             Index::Fanout(targets) => targets.remove(target),
             Index::Topic(topic) => topic.remove(key, target),
-            Index::Headers(headers) => headers.remove(id),
+            Index::Headers(headers) => headers.remove(target, arguments),
             Index::Spread(spread) => spread.remove(id, destination),
         }
     }
@@ -172,7 +173,7 @@ impl Exchange {
             }
             Index::Headers(index) => {
                 let headers = message.properties.headers().unwrap_or_default();
-                index.find(headers, &mut scratch.fields, matches);
+                index.find(headers, &mut scratch.met, matches);
                 return true;
             }
             Index::Spread(spread) => return spread.find(message, dice, matches),

@@ -422,7 +422,7 @@ impl Topology {
         let gone = self.describe(id);
         let binding = self.bindings.remove(id);
         let source = self.at_mut(binding.source);
-        source.unindex(id, binding.target, gone.destination(), &binding.key);
+        source.unindex(id, binding.target, gone.destination(), &binding.key, &binding.arguments);
         if let Some(moved) = take(&mut source.outgoing, binding.outgoing_at, id) {
             self.bindings.at_mut(moved).outgoing_at = binding.outgoing_at;
         }
