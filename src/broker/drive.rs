@@ -32,6 +32,8 @@ pub struct Drive {
     pub(crate) ticket: Ticket,
     /// Whether that has messages.
     pub(crate) stores: bool,
+    /// Whether a client is told that what is settled in this drive is gone.
+    pub(crate) is_answered: bool,
     /// Writers and paced readers to wake when no lock is held.
     pub(crate) wakes: Vec<Waker>,
     /// Deleted queues, to be freed when no lock is held.
@@ -51,7 +53,7 @@ impl Drive {
 
     /// Whether no drive was left half done.
     pub(crate) fn is_idle(&self) -> bool {
-        self.effects.is_idle()
+        self.effects.is_idle() && self.records.is_empty() && !self.is_answered
     }
 
     /// Forgets what a crashed drive left half done. Whoever was to be woken still is, and dead

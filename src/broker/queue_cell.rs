@@ -379,10 +379,14 @@ impl QueueCell {
     pub(crate) fn purge(self: &Arc<Self>, drive: &mut Drive) -> u32 {
         let mut state = self.lock();
         let count = state.queue.purge(&mut drive.effects);
-        // Also when nothing is left: an earlier purge may have had no answer yet.
-        drive.records.is_purge = self.store().is_some();
+        drive.is_answered = true;
         state.pacing.release(&mut drive.wakes);
         self.keep(&mut state, drive);
+        drive.is_answered = false;
+        if let Some(store) = self.store() {
+            // Also when nothing was left: an earlier purge may have had no answer yet.
+            drive.await_store(store.latest());
+        }
         self.count_memory(&mut state);
         count as u32
     }

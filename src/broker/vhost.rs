@@ -368,7 +368,10 @@ impl Vhost {
         let mut topology = self.topology.write();
         let count = match cell.delete(condition, drive) {
             Ok(count) => count,
-            Err(queue_cell::Kept::Gone) => return Ok(0),
+            Err(queue_cell::Kept::Gone) => {
+                self.await_others(drive);
+                return Ok(0);
+            }
             Err(kept) => {
                 let why = if kept == queue_cell::Kept::InUse { "in use" } else { "not empty" };
                 let text = format!("{} {why}", self.describe_queue(cell.name()));

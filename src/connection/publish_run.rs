@@ -62,6 +62,12 @@ impl Pattern {
         if buffer.get(at..body_at)? != prefix {
             return None;
         }
+        self.body_at(buffer, body_at)
+    }
+
+    /// Where a body at this offset and its message's end are, if it is whole.
+    #[inline]
+    fn body_at(&self, buffer: &[u8], body_at: usize) -> Option<(Span, usize)> {
         if self.body_len == 0 {
             return Some((Span::new(0, 0), body_at));
         }
@@ -99,7 +105,7 @@ impl Connection {
                 None => {
                     let like = self.repeat_at(buffer, at)?;
                     *pattern = Some(like);
-                    let (body, end) = like.matches(buffer, at)?;
+                    let (body, end) = like.body_at(buffer, like.prefix.range().end)?;
                     (like, body, end)
                 }
             };

@@ -195,7 +195,10 @@ impl Connection {
         let cell = match self.vhost().queue_for(&name, self.id()) {
             Ok(cell) => cell,
             // Deleting what is not there is no error (RabbitMQ).
-            Err(error) if error.code == ReplyCode::NotFound => return Ok(0),
+            Err(error) if error.code == ReplyCode::NotFound => {
+                self.vhost().await_others(&mut worker.drive);
+                return Ok(0);
+            }
             Err(error) => return Err(error),
         };
         let condition =

@@ -165,7 +165,9 @@ impl Connection {
             self.apply_settled(number, settled, worker);
         }
         let mut rejected = Vec::new();
+        worker.drive.is_answered = true;
         worker.batch.commit(&[], &mut worker.drive, &mut rejected);
+        worker.drive.is_answered = false;
         self.reopen_gates(worker);
         if !rejected.is_empty() {
             let text = "partial tx completion";

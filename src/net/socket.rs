@@ -79,12 +79,9 @@ pub(super) fn start(
         Entry { name, outbox: outbox.clone(), liveness: liveness.clone(), stop: stop.clone() };
     registry.add(outbox.id(), entry);
     let (read, write) = stream.into_split();
-    let writing = write_all(write, outbox, liveness, stop.clone());
     let (registry, logins) = (registry.clone(), logins.clone());
     let reader = Reader { connection, read, carry: Vec::new(), stop, registry, logins };
-    // The writer is begun by the reader: two tasks begun at once would have the runtime wake a
-    // second thread for one of them.
-    tokio::spawn(async move { reader.run(tokio::spawn(writing)).await });
+    tokio::spawn(reader.run(write));
 }
 
 /// A connection with its reading half; releases what the connection holds when it is dropped, also
@@ -137,7 +134,14 @@ struct Fed {
 }
 
 impl Reader {
-    async fn run(mut self, mut writer: tokio::task::JoinHandle<Option<OwnedWriteHalf>>) {
+    async fn run(mut self, write: OwnedWriteHalf) {
+        // The writer is begun from here: two tasks begun at once would have the runtime wake a
+        // second thread for one of them.
+        let mut writer = {
+            let (outbox, liveness) = (self.connection.outbox(), self.connection.liveness());
+            let writing = write_all(write, outbox.clone(), liveness.clone(), self.stop.clone());
+            tokio::spawn(writing)
+        };
         let linger_ms = self.read_to_end().await;
         // This ends the outbox, too, and with it the writer once all is written.
         self.release();

@@ -66,16 +66,15 @@ pub(crate) struct Records {
     pub(crate) heads: Vec<LaneHead>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) bodies: Vec<Bytes>,
-    /// Whether a client is told that messages are gone, so that they must not come back: acks are
-    /// not answered, a purge is.
-    pub(crate) is_purge: bool,
+    /// Whether a client is told of it: then what is settled must not come back. Acks have no
+    /// answer, but purges and transactions do.
+    pub(crate) is_answered: bool,
 }
 
 impl Records {
     /// Whether there is nothing to keep.
     pub(crate) fn is_empty(&self) -> bool {
-        let has_changes = !self.runs.is_empty() || !self.marks.is_empty() || !self.heads.is_empty();
-        !has_changes && !self.is_purge
+        self.runs.is_empty() && self.marks.is_empty() && self.heads.is_empty()
     }
 
     /// Forgets everything and keeps the memory.
@@ -85,7 +84,7 @@ impl Records {
         self.heads.clear();
         self.bytes.clear();
         self.bodies.clear();
-        self.is_purge = false;
+        self.is_answered = false;
     }
 }
 

@@ -90,7 +90,7 @@ impl Former {
                 Item::Records(queue, records) => {
                     self.marks.extend(records.marks.iter().map(|mark| (*queue, *mark, index)));
                     self.lanes.set_heads(*queue, &records.heads);
-                    formed.must_last |= records.is_purge;
+                    formed.must_last |= records.is_answered;
                 }
                 Item::Forget(queue) => {
                     self.lanes.forget(*queue, batch);

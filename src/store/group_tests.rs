@@ -163,14 +163,12 @@ fn a_queue_forgotten_takes_what_came_before_with_it() {
 }
 
 #[test]
-fn a_purge_must_last_and_an_ack_need_not() {
+fn what_is_answered_must_last_and_an_ack_need_not() {
     let mut bench = Bench::new();
     let mut must_last = |records| bench.form(vec![Item::Records(1, records)]).0.must_last;
-    assert!(must_last(messages(0, &[b"a"])));
-    assert!(!must_last(heads(&[head(1, 1)])), "an ack");
-    let purge = Records { is_purge: true, ..Records::default() };
-    assert!(!purge.is_empty());
-    assert!(must_last(purge));
+    assert!(must_last(messages(0, &[b"a", b"b"])));
+    assert!(!must_last(heads(&[head(1, 2)])), "an ack");
+    assert!(must_last(Records { is_answered: true, ..heads(&[head(2, 2)]) }));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //!
 //! Owns the loss of power just after an answer that speaks of another's unanswered work: a queue
 //! that was declared with no-wait and is seen, a message that was published without confirms and
-//! whose duplicate is confirmed, and a queue that was purged and is seen to be empty.
+//! whose duplicate is confirmed, and messages that are gone by a purge, a transaction or a deletion.
 
 use std::time::Duration;
 
@@ -95,8 +95,9 @@ fn the_original_of_a_queues_confirmed_duplicate_stays() {
     check_duplicate("", "x-message-deduplication=true");
 }
 
-#[test]
-fn what_was_purged_does_not_come_back() {
+/// Loses power after `work`, which empties or deletes a durable queue that has a message, and
+/// shows that the message has not come back.
+fn check_gone(work: impl Fn(&mut Session)) {
     if Node::is_external() {
         return;
     }
@@ -104,21 +105,53 @@ fn what_was_purged_does_not_come_back() {
     let mut session = Session::open(&node.address);
     call(&mut session, "queue.declare queue=q durable").expect("it is new");
     call(&mut session, "confirm.select").expect("it is known");
-    // By an answered purge, and by one without an answer and one that found nothing.
-    for purges in
-        [vec!["queue.purge queue=q"], vec!["queue.purge queue=q nowait", "queue.purge queue=q"]]
-    {
-        let publish = session.publish_bytes("routing_key=q", "delivery_mode=2", b"gone");
-        session.send(&publish).expect("the connection stays");
-        let confirm = session.next(DEADLINE).expect("the connection stays");
-        assert!(matches!(confirm, Some(Incoming::Confirm { is_ack: true, .. })), "{confirm:?}");
-        let (last, first) = purges.split_last().expect("there is one");
-        first.iter().for_each(|line| session.method(line).expect("the connection stays"));
-        call(&mut session, last).expect("it is there");
-        session = restart(&mut node);
-        session.method("basic.get queue=q no_ack").expect("the connection stays");
-        let got = session.next(DEADLINE).expect("the connection stays");
-        assert!(!matches!(got, Some(Incoming::Message(_))), "{got:?}");
-        call(&mut session, "confirm.select").expect("it is known");
+    let publish = session.publish_bytes("routing_key=q", "delivery_mode=2", b"gone");
+    session.send(&publish).expect("the connection stays");
+    let confirm = session.next(DEADLINE).expect("the connection stays");
+    assert!(matches!(confirm, Some(Incoming::Confirm { is_ack: true, .. })), "{confirm:?}");
+    work(&mut Session::open(&node.address));
+    let mut session = restart(&mut node);
+    call(&mut session, "queue.declare queue=q durable").expect("it is there, or new");
+    assert!(get(&mut session).is_none(), "it came back");
+}
+
+/// Takes a message out of the queue and leaves it unsettled.
+fn get(session: &mut Session) -> Option<Vec<u8>> {
+    session.method("basic.get queue=q").expect("the connection stays");
+    match session.next(DEADLINE).expect("the connection stays") {
+        Some(Incoming::Message(message)) => Some(message.body),
+        Some(Incoming::Method(method)) if method.name == "basic.get-empty" => None,
+        other => panic!("a message or none, came {other:?}"),
     }
+}
+
+#[test]
+fn what_was_purged_does_not_come_back() {
+    check_gone(|session| call(session, "queue.purge queue=q").expect("it is there"));
+}
+
+#[test]
+fn what_a_purge_without_answer_took_does_not_come_back_once_it_is_seen() {
+    check_gone(|session| {
+        session.method("queue.purge queue=q nowait").expect("the connection stays");
+        call(session, "queue.purge queue=q").expect("it is there");
+    });
+}
+
+#[test]
+fn what_was_acknowledged_in_a_transaction_does_not_come_back() {
+    check_gone(|session| {
+        call(session, "tx.select").expect("it is known");
+        assert!(get(session).is_some());
+        session.method("basic.ack delivery_tag=l:1").expect("the connection stays");
+        call(session, "tx.commit").expect("it is known");
+    });
+}
+
+#[test]
+fn what_was_deleted_does_not_come_back_once_it_is_seen() {
+    check_gone(|session| {
+        session.method("queue.delete queue=q nowait").expect("the connection stays");
+        call(session, "queue.delete queue=q").expect("no error");
+    });
 }

@@ -75,6 +75,7 @@ impl QueueCell {
             state.queue.hand_over(&mut drive.records);
             if !drive.records.is_empty() && !state.gone {
                 drive.stores |= !drive.records.runs.is_empty();
+                drive.records.is_answered = drive.is_answered;
                 let ticket = store.submit(self.id.0, &mut drive.records);
                 state.queue.handed_over(ticket.group());
                 drive.await_store(ticket);
