@@ -2,7 +2,8 @@
 //!
 //! Owns the loss of power just after an answer that speaks of another's unanswered work: a queue
 //! that was declared with no-wait and is seen, a message that was published without confirms and
-//! whose duplicate is confirmed, and messages that are gone by a purge, a transaction or a deletion.
+//! whose duplicate is confirmed, and messages that are gone by a purge, a transaction or a
+//! deletion.
 
 use std::time::Duration;
 
