@@ -167,17 +167,21 @@ PINGS = (
 )
 
 
-def beside_flood(run):
-    # Longer than the ping-pong with its warm-up, which begins when the flood is at its height.
-    options = f"--duration {run.args.seconds + 4:g}"
-    with run.fresh() as broker, perf.Background(run.args.binary, broker, options) as flood:
-        run.results.command(run.scenario.name, run.name, f"{options} &")
+def beside_flood(run, flood, load, wanted):
+    # Longer than the load with its warm-up, which begins when the flood is at its height.
+    flood = f"{flood} --duration {run.args.seconds + 4:g}".strip()
+    with run.fresh() as broker, perf.Background(run.args.binary, broker, flood) as background:
+        run.results.command(run.scenario.name, run.name, f"{flood} &")
         time.sleep(1.5)
-        figures = run.timed(broker, "--latency")
-        if not flood.is_running():
-            raise Failed("the flood ended before the ping-pong")
-        run.note_all(figures, PINGS[:2])
-        run.note_all(flood.finish(60), (("delivered_per_s", "flood's msgs/s", "rate"),))
+        figures = run.timed(broker, load)
+        if not background.is_running():
+            raise Failed("the flood ended before what was measured beside it")
+        run.note_all(figures, wanted)
+        run.note_all(background.finish(60), (("delivered_per_s", "flood's msgs/s", "rate"),))
+
+
+def ping_pong_beside_flood(run):
+    beside_flood(run, "", "--latency", PINGS[:2])
 
 
 def rates(scale):
@@ -264,15 +268,8 @@ def idle(scale):
 
 
 def newcomers(run):
-    options = f"--producers 4 --consumers 4 --duration {run.args.seconds + 4:g}"
-    with run.fresh() as broker, perf.Background(run.args.binary, broker, options) as flood:
-        run.results.command(run.scenario.name, run.name, f"{options} &")
-        time.sleep(1.5)
-        figures = run.timed(broker, "--churn connections")
-        if not flood.is_running():
-            raise Failed("the flood ended before the last client had come")
-        run.note_all(figures, (*OPERATIONS[1:3], ("max_us", "time of one, the longest", "us")))
-        run.note_all(flood.finish(60), (("delivered_per_s", "flood's msgs/s", "rate"),))
+    wanted = (*OPERATIONS[1:3], ("max_us", "time of one, the longest", "us"))
+    beside_flood(run, "--producers 4 --consumers 4", "--churn connections", wanted)
 
 
 def many(name, title, options, counts, thing):
@@ -343,7 +340,7 @@ def all_scenarios(is_quick):
             "flood",
             LATENCY,
             "the same beside a flood of messages through another queue (1 producer, 1 consumer)",
-            beside_flood,
+            ping_pong_beside_flood,
             weight=2,
         ),
         Scenario(
